@@ -1,0 +1,41 @@
+# make demo   the main job, end to end, on a corpus it draws itself
+# make test   every notebook and every test
+# make lab    JupyterLab on the book
+# make setup  only the environment (demo, test and lab do it when it is missing)
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV ?= .venv
+BIN  := $(VENV)/bin
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup demo test lab clean-nbs lock
+help:
+	@sed -n '1,4s/^# //p' Makefile
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@PY=$${PYTHON:-$$(for p in python3 python3.12 python3.13 python3.11; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && echo $$p && break; done)}; \
+	 [ -n "$$PY" ] || { echo "setup: Python 3.11, 3.12 or 3.13 is needed and was not found; install one, or set PYTHON=/path/to/python3.12"; exit 1; }; \
+	 command -v git >/dev/null || { echo "setup: git is needed; install it"; exit 1; }; \
+	 echo "setup: $$($$PY --version) -> $(VENV) (about 6 GB, a few minutes the first time)"; \
+	 [ -x $(BIN)/python ] || $$PY -m venv $(VENV) || { echo "setup: no venv module; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup: $(VENV)/.installed
+	@if git rev-parse --git-dir >/dev/null 2>&1; then \
+	  git config diff.jupytext.textconv '"$(CURDIR)/$(BIN)/jupytext" --quiet --to py:percent --output -'; \
+	  git config diff.jupytext.cachetextconv true; fi
+
+demo: setup
+	@$(BIN)/vfassoc demo
+
+test: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/run.sh
+
+lab: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir=nbs
+
+lock:
+	uv pip compile pyproject.toml --extra dev -c pins.txt --universal --python-version 3.11 -o requirements.lock
