@@ -25,17 +25,17 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 setup: $(VENV)/.installed
 	@if git rev-parse --git-dir >/dev/null 2>&1; then \
-	  git config diff.jupytext.textconv '"$(CURDIR)/$(BIN)/jupytext" --quiet --to py:percent --output -'; \
+	  git config diff.jupytext.textconv '"$(abspath $(BIN))/jupytext" --quiet --to py:percent --output -'; \
 	  git config diff.jupytext.cachetextconv true; fi
 
 demo: setup
 	@$(BIN)/vfassoc demo
 
 test: setup
-	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/run.sh
+	@PATH="$(abspath $(BIN)):$$PATH" bash tests/run.sh
 
 lab: setup
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir=nbs
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/jupyter lab --notebook-dir=nbs
 
 lock:
 	uv pip compile pyproject.toml --extra dev -c pins.txt --universal --python-version 3.11 -o requirements.lock

@@ -1,0 +1,302 @@
+"The house rules: which module may know which, what a notebook looks like, what the library never does."
+import ast, base64, re, sys
+from importlib.metadata import packages_distributions
+
+import nbformat, pytest, tomllib
+from fastcore.nbio import nb_frontmatter, read_nb
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from checkout import ROOT, modules, notebooks
+
+# room of each module, from the ground up; a module that is not here has no place in the house yet
+ROOMS = {
+    '0_ground': 'core',
+    '1_corpus': 'corpus.manifest corpus.synthetic corpus.voxceleb corpus.ingest corpus.audio corpus.face corpus.dataset',
+    '2_representation': 'encoders memory clustering',
+    '3_objectives': 'losses.contrastive losses.prototype losses.recalibration losses.multisimilarity losses.baselines',
+    '4_methods': 'fusion methods',
+    '5_training': 'recipes training',
+    '6_evaluation': 'evaluation.metrics evaluation.trials evaluation.protocols',
+    '7_reports': 'reports.tables reports.plots reports.runner',
+    '8_commands': 'cli __main__',
+}
+ROOM = {m: room for room, names in ROOMS.items() for m in names.split()}
+
+def module_name(path) -> str:
+    "vfassoc/corpus/audio.py -> corpus.audio; a package's __init__.py -> ''"
+    return '' if path.name == '__init__.py' else '.'.join(path.with_suffix('').parts[1:])
+
+def imported(source:str, module:str) -> list[str]:
+    "Absolute names of everything that `source` of module `vfassoc.<module>` imports, at the top or inside a function."
+    out, package = [], ['vfassoc', *module.split('.')[:-1]]
+    for n in ast.walk(ast.parse(source)):
+        if isinstance(n, ast.Import): out += [a.name for a in n.names]
+        elif isinstance(n, ast.ImportFrom):
+            base = '.'.join([*package[:len(package) - n.level + 1], *filter(None, [n.module])]) if n.level else n.module
+            out += [f'{base}.{a.name}' for a in n.names]
+        elif isinstance(n, ast.Call) and getattr(n.func, 'attr', getattr(n.func, 'id', '')) in ('import_module', '__import__'):
+            out += [a.value for a in n.args[:1] if isinstance(a, ast.Constant)] or ['vfassoc.<computed>']
+    return out
+
+def known(name:str) -> str|None:
+    "The module of ours that an absolute dotted name belongs to; None if it is somebody else's."
+    if name.split('.')[0] != 'vfassoc': return None
+    parts = name.split('.')[1:]
+    return next(('.'.join(parts[:n]) for n in range(len(parts), 0, -1) if '.'.join(parts[:n]) in ROOM), '.'.join(parts))
+
+def upward(sources:dict) -> list[str]:
+    "What is wrong with the imports of {module: source}: unknown modules, imports from a higher room, circles in a room."
+    bad, edges, order = [], {}, list(ROOMS)
+    for m, source in sources.items():
+        if m not in ROOM: bad.append(f'{m}: in no room; give it one in ROOMS (and in the architecture page)'); continue
+        uses = {k for k in map(known, imported(source, m)) if k not in (None, '', '__version__')}
+        edges[m] = {u for u in uses if ROOM.get(u) == ROOM[m]}
+        bad += [f'{m}: imports {u}, which is in no room' for u in uses if u not in ROOM]
+        bad += [f'{m} ({ROOM[m]}) imports {u} ({ROOM[u]}): upwards' for u in uses
+                if u in ROOM and order.index(ROOM[u]) > order.index(ROOM[m])]
+    while leaves := [m for m, uses in edges.items() if not uses & edges.keys()]:
+        for m in leaves: del edges[m]
+    return bad + [f'{m}: imports run in a circle through {", ".join(sorted(edges[m]))}' for m in edges]
+
+def test_imports_point_downwards():
+    sources = {module_name(p): (ROOT/p).read_text() for p in modules() if module_name(p) not in ('', '_modidx')}
+    assert not upward(sources)
+
+def test_packages_do_nothing_when_imported():
+    for p in modules():
+        if p.name == '__init__.py':
+            assert not imported((ROOT/p).read_text(), 'x'), f'{p}: a package imports nothing: import the module you need'
+
+@pytest.mark.parametrize('sources, word', [
+    ({'core': 'from vfassoc.corpus.audio import read_audio'}, 'upwards'),
+    ({'core': 'def f():\n    from .corpus import audio'}, 'upwards'),
+    ({'losses.contrastive': 'from ..methods import Method'}, 'upwards'),
+    ({'training': 'import vfassoc.evaluation.metrics as m'}, 'upwards'),
+    ({'training': 'import importlib\nimportlib.import_module("vfassoc.cli")'}, 'upwards'),
+    ({'core': 'import importlib\nimportlib.import_module(name)'}, 'in no room'),
+    ({'attic': ''}, 'in no room'),
+    ({'encoders': 'from vfassoc.attic import x'}, 'in no room'),
+    ({'encoders': 'from .memory import M', 'memory': 'from .clustering import K', 'clustering': 'from .encoders import E'}, 'circle'),
+])
+def test_import_rule_notices(sources, word): assert any(word in b for b in upward(sources)), upward(sources)
+
+def test_import_rule_allows():
+    assert not upward({'core': 'import numpy', 'corpus.audio': 'from ..core import require', 'corpus.face': '',
+                       'corpus.dataset': 'from vfassoc.corpus.audio import read_audio\nfrom . import face',
+                       'cli': 'def f(): from vfassoc.training import fit'})
+
+# ---- dependencies
+
+def test_every_import_is_declared():
+    "A wheel whose dependencies are ranges in pyproject.toml must not lean on what happens to be installed beside them."
+    project = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']
+    asked = {canonicalize_name(Requirement(r).name) for r in project['dependencies']}
+    dists = packages_distributions()
+    sources = [(p, (ROOT/p).read_text(), module_name(p)) for p in modules()]
+    sources += [(p, '\n'.join(_python(c.source) for c in nbformat.read(ROOT/p, 4).cells if c.cell_type == 'code'), 'x')
+                for p in notebooks() if 'reports' in p.parts]
+    for path, source, m in sources:
+        for top in {n.split('.')[0] for n in imported(source, m)} - set(sys.stdlib_module_names) - {'vfassoc'}:
+            owners = {canonicalize_name(d) for d in dists.get(top, [])}
+            assert owners & asked, f'{path}: imports {top} (of {owners or "nobody"}), which pyproject.toml does not declare'
+
+def test_dependencies_are_ranges():
+    project = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']
+    for r in map(Requirement, project['dependencies']):
+        assert r.specifier, f'{r}: any version at all; name the oldest that works'
+        assert not any(s.operator in ('==', '===') for s in r.specifier), f'{r}: a pin; pins belong into requirements.lock'
+
+# ---- notebooks
+
+def _python(source:str) -> str:
+    "Source of a cell without IPython's lines."
+    return '' if source.startswith('%%') else '\n'.join(l for l in source.splitlines() if not re.match(r'\s*[%!?]', l))
+
+def _inside(n) -> list:
+    "The statements that run with a try, if or with; a function's own imports are its own business."
+    return [*getattr(n, 'body', []), *getattr(n, 'orelse', []), *(s for h in getattr(n, 'handlers', []) for s in h.body)] \
+        if isinstance(n, (ast.Try, ast.If, ast.With)) else []
+
+def _has_import(n) -> bool: return isinstance(n, (ast.Import, ast.ImportFrom)) or any(map(_has_import, _inside(n)))
+
+def _only_imports(n) -> bool:
+    "An import, or a try/if around imports (with the plain assignments that stand in for what is missing)."
+    return isinstance(n, (ast.Import, ast.ImportFrom)) or \
+        _has_import(n) and all(_only_imports(s) or isinstance(s, (ast.Assign, ast.Pass)) for s in _inside(n))
+
+def _cell_faults(i:int, c) -> list[str]:
+    bad = []
+    if c.cell_type == 'markdown':
+        text = re.sub(r'```.*?```', '', c.source, flags=re.S).strip()
+        heads = re.findall(r'^#{1,6} .*', text, flags=re.M)
+        title = i == 1 and re.fullmatch(r'# [^\n]+\n+> [^\n]+', text)
+        if heads and text != heads[0] and not title: bad.append(f'cell {i}: heading {heads[0]!r} does not stand alone')
+    elif c.cell_type == 'code':
+        stmts = ast.parse(_python(c.source)).body
+        if any(map(_has_import, stmts)) and not all(map(_only_imports, stmts)): bad.append(f'cell {i}: mixes imports and code')
+        if re.search(r'(?<=\n)#\| *(export|exports|exporti|default_exp|hide)\b', re.sub(r'\A(#\|.*\n)+', '', c.source)):
+            bad.append(f'cell {i}: a directive below the first lines of the cell does nothing')
+    return bad
+
+ABSOLUTE = re.compile(r'''(?:^|[\s'"`(=:>\[,])(?:file://)?(/(?:home|tmp|root|work|usr|opt|var|mnt|media|data|srv|etc|private|Users|Volumes)/\S*|[A-Z]:\\\S+)''')
+
+def _output_faults(i:int, c) -> list[str]:
+    bad = []
+    if c.get('execution_count') is not None: bad.append(f'cell {i}: execution count {c.execution_count}; run nbdev-clean')
+    for o in c.get('outputs', []):
+        if o.output_type == 'error': bad.append(f'cell {i}: stores an error, {o.ename}')
+        texts = [o.get('text', ''), *(v for k,v in o.get('data', {}).items() if isinstance(v, str) and not k.startswith('image/'))]
+        bad += [f'cell {i}: absolute path {m[1]!r} in an output' for t in texts for m in ABSOLUTE.finditer(re.sub(r'data:[^"\']+', '', t))]
+        for k,v in o.get('data', {}).items():
+            size = len(v) if 'svg' in k or not isinstance(v, str) else len(base64.b64decode(v))
+            if k.startswith('image/') and size > 60_000: bad.append(f'cell {i}: {k} of {size//1000} KB; up to 60')
+    return bad
+
+def chapter_faults(nb) -> list[str]:
+    "What is wrong with a lesson chapter."
+    cells, bad = nb.cells, []
+    if not cells or cells[0].cell_type != 'code' or not re.fullmatch(r'#\| default_exp [\w.]+', cells[0].source.strip()):
+        bad.append('cell 0: a chapter starts with `#| default_exp module`, alone in its cell')
+    return bad + _common_faults(nb)
+
+def report_faults(nb) -> list[str]:
+    "What is wrong with the source of a report."
+    bad = []
+    marked = [c for c in nb.cells if 'parameters' in c.metadata.get('tags', [])]
+    if len(marked) != 1: bad.append(f'{len(marked)} cells are tagged `parameters`; a report has one')
+    for c in marked:
+        for n in ast.parse(c.source).body:
+            try: assert isinstance(n, ast.Assign) and len(n.targets) == 1 and isinstance(n.targets[0], ast.Name); ast.literal_eval(n.value)
+            except (AssertionError, ValueError): bad.append(f'parameters: {ast.unparse(n)!r} is not a plain `name = literal`')
+    if any(c.get('outputs') for c in nb.cells): bad.append('a report source keeps no outputs')
+    return bad + _common_faults(nb)
+
+def _common_faults(nb) -> list[str]:
+    bad, cells = [], nb.cells
+    if len(cells) < 2 or cells[1].cell_type != 'markdown' or not re.match(r'# [^\n]+\n+> \S[^\n]+\Z', cells[1].source.strip()):
+        bad.append('cell 1: `# Title` and one `> line`, and nothing else')
+    if nb.metadata.get('kernelspec', {}).get('name') != 'python3': bad.append('no kernelspec python3: papermill cannot start it')
+    for i, c in enumerate(cells): bad += _cell_faults(i, c) + _output_faults(i, c)
+    return bad
+
+def is_report(path) -> bool: return path.parts[:2] == ('nbs', 'reports')
+
+@pytest.mark.parametrize('path', notebooks(), ids=str)
+def test_notebook_keeps_the_form(path):
+    nb = nbformat.read(ROOT/path, as_version=4)
+    nbformat.validate(nb)
+    assert not (report_faults if is_report(path) else chapter_faults)(nb)
+    assert (ROOT/path).stat().st_size < 400_000, 'over 400 KB'
+    assert bool(nb_frontmatter(read_nb(ROOT/path)).get('skip_exec')) == is_report(path), 'skip_exec: reports yes, chapters no'
+
+def test_each_module_has_its_chapter():
+    "A module is exported by one chapter, which lies in the room of the module; plumbing files say that they are."
+    homes = {}
+    for p in notebooks():
+        if is_report(p): continue
+        name = nbformat.read(ROOT/p, 4).cells[0].source.split()[-1]
+        assert homes.setdefault(name, p) == p, f'{name} is exported by {homes[name]} and {p}'
+        assert ROOM.get(name) == p.parts[1], f'{p}: module {name} belongs to room {ROOM.get(name)}'
+    for p in modules():
+        m = module_name(p)
+        if m not in ('', '_modidx') and m not in homes:
+            assert 'plumbing' in (ROOT/p).read_text()[:300], f'{p}: exported by no chapter, and not marked as plumbing'
+
+def _notebook(*cells, name='python3'):
+    nb = nbformat.v4.new_notebook(metadata={'kernelspec': {'name': name, 'display_name': name, 'language': 'python'}})
+    code = lambda s, **kw: nbformat.v4.new_code_cell(s, **kw)
+    nb.cells = [c if not isinstance(c, str) else nbformat.v4.new_markdown_cell(c[3:]) if c.startswith('md:') else code(c) for c in cells]
+    return nb
+
+def _output(text=None, png=None, error=None, count=None):
+    o = (nbformat.v4.new_output('error', ename=error, evalue='', traceback=[]) if error else
+         nbformat.v4.new_output('stream', text=text) if text is not None else
+         nbformat.v4.new_output('display_data', data={'image/png': base64.b64encode(b'x'*png).decode()}))
+    return nbformat.v4.new_code_cell('f()', outputs=[o], execution_count=count)
+
+HEAD = ('#| default_exp core', 'md:# Title\n\n> One line.')
+
+@pytest.mark.parametrize('nb, word', [
+    (_notebook('x = 1', HEAD[1]), 'default_exp'),
+    (_notebook(HEAD[0] + '\nx = 1', HEAD[1]), 'default_exp'),
+    (_notebook(HEAD[0], 'md:# Title'), 'cell 1'),
+    (_notebook(HEAD[0], 'md:# Title\n\n> One line.\n\nMore.'), 'cell 1'),
+    (_notebook(*HEAD, 'import os\nx = 1'), 'mixes'),
+    (_notebook(*HEAD, 'try: import keops\nexcept ImportError: f()'), 'mixes'),
+    (_notebook(*HEAD, 'md:## Idea\n\ntext'), 'alone'),
+    (_notebook(*HEAD, 'md:text\n\n## Idea'), 'alone'),
+    (_notebook(*HEAD, 'x = 1\n\n#| export\ny = 2'), 'directive'),
+    (_notebook(*HEAD, _output('saved in /tmp/abc/run')), 'absolute path'),
+    (_notebook(*HEAD, _output("PosixPath('/home/ann/vfassoc')")), 'absolute path'),
+    (_notebook(*HEAD, _output(r'C:\Users\ann')), 'absolute path'),
+    (_notebook(*HEAD, _output(png=60_001)), 'KB'),
+    (_notebook(*HEAD, _output(error='ValueError')), 'error'),
+    (_notebook(*HEAD, _output('1', count=3)), 'execution count'),
+    (_notebook(*HEAD, name='conda-env-x'), 'kernelspec'),
+])
+def test_chapter_form_notices(nb, word): assert any(word in b for b in chapter_faults(nb)), chapter_faults(nb)
+
+def test_chapter_form_allows():
+    nb = _notebook(*HEAD, '#| export\nimport os\n\nimport numpy as np', 'try: import keops\nexcept ImportError: keops = None',
+                   'def f():\n    import os\n    return os', 'md:## Idea', 'md:```\n# a comment\n```\ntext and/or text', '%matplotlib inline\nx = 1',
+                   _output('0.5 of wav/id1/video/00001.wav'), _output(png=60_000))
+    assert not chapter_faults(nb)
+
+def _parameters(source): return nbformat.v4.new_code_cell(source, metadata={'tags': ['parameters']})
+
+@pytest.mark.parametrize('nb, word', [
+    (_notebook('', HEAD[1]), '0 cells are tagged'),
+    (_notebook('', HEAD[1], _parameters('a = 1'), _parameters('b = 1')), '2 cells are tagged'),
+    (_notebook('', HEAD[1], _parameters('a:int = 1')), 'plain'),
+    (_notebook('', HEAD[1], _parameters('a = 2*3')), 'plain'),
+    (_notebook('', HEAD[1], _parameters('a = b = 1')), 'plain'),
+    (_notebook('', HEAD[1], _parameters('a = 1'), _output('1')), 'no outputs'),
+])
+def test_report_form_notices(nb, word): assert any(word in b for b in report_faults(nb)), report_faults(nb)
+
+def test_report_form_allows():
+    assert not report_faults(_notebook('', HEAD[1], _parameters("runs = ['a=b'] # folders\nexamples = 4\ntitle = None"), 'f(runs)'))
+
+# ---- what the library never does
+
+SHELL = {'os.system', 'os.popen', 'os.execv', 'os.execvp', 'os.spawnv'}
+UNSAFE = {'pickle', 'cPickle', 'dill', 'cloudpickle', 'shelve', 'marshal'}
+
+def dangers(source:str) -> list[str]:
+    "Places where a file that somebody sent, or a name in a corpus, could run code."
+    bad = []
+    for n in ast.walk(ast.parse(source)):
+        if isinstance(n, ast.Import): bad += [f'imports {a.name}' for a in n.names if a.name.split('.')[0] in UNSAFE]
+        if isinstance(n, ast.ImportFrom) and n.module:
+            if n.module.split('.')[0] in UNSAFE: bad.append(f'imports {n.module}')
+            bad += [f'imports {n.module}.{a.name}: call it by its full name, so that this test sees it' for a in n.names
+                    if f'{n.module}.{a.name}' in SHELL | {'torch.load', 'joblib.load', 'yaml.load', 'numpy.load'}]
+        if not isinstance(n, ast.Call): continue
+        name, kw = ast.unparse(n.func), {k.arg: k.value for k in n.keywords}
+        true = lambda k: k in kw and not (isinstance(kw[k], ast.Constant) and not kw[k].value)
+        if name == 'torch.load' and ast.unparse(kw.get('weights_only', ast.Constant(None))) != 'True': bad.append('torch.load without weights_only=True')
+        if name in ('np.load', 'numpy.load') and true('allow_pickle'): bad.append(f'{name} with allow_pickle')
+        if name.endswith('read_pickle') or name in ('joblib.load', 'torch.hub.load', 'eval', 'exec'): bad.append(name)
+        if name in ('yaml.load', 'yaml.unsafe_load', 'yaml.full_load'): bad.append(f'{name}: yaml.safe_load')
+        if name in SHELL or true('shell'): bad.append(f'{name} through a shell')
+    return bad
+
+@pytest.mark.parametrize('path', [p for p in modules() if p.name != '_modidx.py'], ids=str)
+def test_module_is_safe(path): assert not dangers((ROOT/path).read_text())
+
+@pytest.mark.parametrize('path', [p for p in notebooks() if is_report(p)], ids=str)
+def test_report_is_safe(path):
+    for c in nbformat.read(ROOT/path, 4).cells: assert c.cell_type != 'code' or not dangers(_python(c.source))
+
+@pytest.mark.parametrize('source', [
+    'import torch\ntorch.load(p)', 'torch.load(p, weights_only=False)', 'torch.load(p, weights_only=flag)', 'from torch import load',
+    'import pickle', 'def f():\n    from pickle import loads', 'import os\nos.system("ls")', 'from os import system',
+    'subprocess.run(cmd, shell=True)', 'subprocess.run(cmd, shell=flag)', 'yaml.load(f)', 'np.load(p, allow_pickle=True)',
+    'pd.read_pickle(p)', 'joblib.load(p)', 'eval(text)',
+])
+def test_safety_notices(source): assert dangers(source)
+
+def test_safety_allows():
+    assert not dangers('torch.load(p, weights_only=True)\nmodel.eval()\nnp.load(p)\nnp.load(p, allow_pickle=False)\n'
+                       'subprocess.run(["git", "log"], shell=False)\nyaml.safe_load(f)')

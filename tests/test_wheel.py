@@ -1,0 +1,62 @@
+"The wheel holds the library and nothing else, declares ranges, and works where the repository is not."
+import email, site, sys, zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from checkout import ROOT, call, copy_to, modules
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    "Built from a copy of the repository, without a network: the build backend of this environment is used."
+    out = tmp_path_factory.mktemp('wheel')
+    call(sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', out, cwd=copy_to(out/'house'))
+    return next(out.glob('*.whl'))
+
+@pytest.fixture(scope='module')
+def python(wheel, tmp_path_factory):
+    """Python of an environment into which only the wheel was installed.
+
+    Its dependencies are this environment's, found through a `.pth` line: Python reads no further `.pth` files from such a
+    folder, so an editable install of this repository stays invisible. That the wheel *declares* them is tested elsewhere."""
+    env = tmp_path_factory.mktemp('empty')
+    call(sys.executable, '-m', 'venv', '--without-pip', env, cwd=env)
+    python = env/'bin'/'python'
+    call(sys.executable, '-m', 'pip', '-q', '--disable-pip-version-check', '--python', python, 'install', '--no-deps', '--no-index', wheel, cwd=env)
+    folder = Path(call(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))', cwd=env).strip())
+    (folder/'dependencies.pth').write_text('\n'.join(site.getsitepackages()) + '\n')
+    return python
+
+def test_holds_the_library_and_nothing_else(wheel):
+    inside = {n for n in zipfile.ZipFile(wheel).namelist() if '.dist-info/' not in n}
+    assert inside == {p.as_posix() for p in modules()}
+    assert {Path(n).parent.as_posix() for n in inside} == {Path(n).parent.as_posix() for n in inside if n.endswith('/__init__.py')}, \
+        'a folder of modules without __init__.py'
+
+def test_declares_ranges(wheel):
+    z = zipfile.ZipFile(wheel)
+    meta = email.message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith('METADATA'))))
+    needs = [Requirement(r) for r in meta.get_all('Requires-Dist')]
+    plain = {r.name for r in needs if not r.marker}
+    assert {'torch', 'torchaudio', 'torchvision', 'accelerate', 'papermill'} <= plain
+    assert not {'nbdev', 'jupytext', 'pytest'} & plain, 'what only developers need belongs to the extra `dev`'
+    assert all(r.specifier for r in needs) and not any(s.operator in ('==', '===') for r in needs if not r.marker for s in r.specifier)
+    assert meta['Requires-Python'] and '3.11' in meta['Requires-Python']
+    assert b'vfassoc = vfassoc.cli:main' in z.read(next(n for n in z.namelist() if n.endswith('entry_points.txt')))
+
+def test_every_module_imports_outside_the_repository(python, tmp_path):
+    names = ['.'.join(p.with_suffix('').parts).removesuffix('.__init__') for p in modules() if p.name != '__main__.py']
+    code = f'''
+import importlib, sys
+for name in {names!r}:
+    m = importlib.import_module(name)
+    assert m.__file__.startswith({str(python.parents[1])!r}), (name, m.__file__)
+assert not [p for p in sys.path if p.startswith({str(ROOT)!r}) and not 'site-packages' in p], sys.path
+'''
+    call(python, '-c', code, cwd=tmp_path)
+
+def test_the_repository_is_not_seen(python, tmp_path):
+    "What the fixture promises: without the wheel there would be no vfassoc to import."
+    code = 'import importlib.util, sys; sys.path = [p for p in sys.path if sys.prefix not in p]; sys.exit(importlib.util.find_spec("vfassoc") is not None)'
+    call(python, '-c', code, cwd=tmp_path)
