@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VfassocError', 'ConfigError', 'CorpusError', 'RunError', 'atomic_path', 'write_json', 'read_json', 'from_dict',
-           'to_dict', 'require', 'Settings', 'load_settings', 'rng_for', 'seed_everything', 'progress', 'provenance',
-           'RunFolder', 'open_run']
+           'to_dict', 'require', 'Settings', 'load_settings', 'rng_for', 'seed_everything', 'progress', 'world',
+           'gather_rows', 'provenance', 'RunFolder', 'open_run']
 
 # %% ../nbs/0_ground/01_core.ipynb #d389f9ed
 import contextlib, dataclasses, json, os, platform, random, subprocess, sys, tempfile, time, types, typing
@@ -192,7 +192,32 @@ def progress(
     live = sys.stderr is not None and sys.stderr.isatty()
     return tqdm(it, desc=desc, **{'dynamic_ncols': True, 'mininterval': 0.1 if live else 10, **kw})
 
-# %% ../nbs/0_ground/01_core.ipynb #00d7d747
+# %% ../nbs/0_ground/01_core.ipynb #efa491c4
+def world() -> tuple[int, int]: # (rank, number of processes); (0, 1) outside torch.distributed
+    "Which process this is, of how many."
+    d = torch.distributed
+    return (d.get_rank(), d.get_world_size()) if d.is_available() and d.is_initialized() else (0, 1)
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        out = [torch.empty_like(x) for _ in range(world()[1])]
+        torch.distributed.all_gather(out, x.contiguous())
+        return torch.cat(out)
+
+    @staticmethod
+    def backward(ctx, g):
+        g, (rank, n) = g.contiguous().clone(), world()
+        torch.distributed.all_reduce(g)
+        return g.chunk(n)[rank]
+
+def gather_rows(
+    x:torch.Tensor, # (b, ...) the rows of this process; the same b in every process
+) -> torch.Tensor: # (P*b, ...) the rows of all processes, in order of rank
+    "All processes' rows, with gradient; the identity for a single process."
+    return x if world()[1] == 1 else _GatherRows.apply(x)
+
+# %% ../nbs/0_ground/01_core.ipynb #20f8973f
 def _git(*args) -> str|None:
     try: r = subprocess.run(['git', *args], cwd=Path(__file__).parent if '__file__' in globals() else None,
                             capture_output=True, text=True, timeout=10)
@@ -213,7 +238,7 @@ def provenance(
                 cpu_count=os.cpu_count(), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                 versions=versions, **extra)
 
-#| export
+# %% ../nbs/0_ground/01_core.ipynb #00d7d747
 @dataclass(frozen=True)
 class RunFolder:
     "The paths of a run; nothing is created until something is written."
