@@ -321,7 +321,10 @@ def fit(
     state = load_checkpoint(run, method, opt, cfg, acc.scaler) if resumed else FitState()
     about, took, start = {**(about or {}), 'train': asdict(cfg)}, state.seconds, time.perf_counter()
     clock = lambda: took + time.perf_counter() - start
-    acc.init_trackers('tensorboard')
+    try:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        acc.init_trackers('tensorboard')
+    except OSError as e: raise RunError(f'{run.path}: cannot be written ({e.strerror or e}); choose another run folder') from e
     step = _Steps(acc, model, opt, cfg, state, run)
     bar = progress(total=cfg.steps, initial=state.step, desc='train', unit='step', disable=quiet or not acc.is_main_process)
     reason = f'{cfg.steps} steps done'

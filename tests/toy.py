@@ -1,0 +1,55 @@
+"A training run small enough for tests: noise as videos, a small model, batches that are a function of (seed, epoch, row)."
+import os, signal, sys
+from pathlib import Path
+
+import torch
+
+from vfassoc.core import RunFolder, rng_for, seed_everything, world
+from vfassoc.encoders import ModelConfig, VoiceFaceModel
+from vfassoc.methods import build_method
+from vfassoc.training import TrainConfig, fit, make_accelerator
+
+N, BATCH = 48, 8
+
+
+def batches(epoch, start, before=lambda step: None, rank=0, n=1):
+    order = rng_for(0, 'order', epoch).permutation(N)
+    for k in range(start, N//BATCH):
+        before(epoch*(N//BATCH) + k)
+        idx = torch.from_numpy(order[k*BATCH:(k + 1)*BATCH].copy())[rank*BATCH//n:(rank + 1)*BATCH//n]
+        voice = torch.stack([torch.from_numpy(rng_for(epoch, int(i)).standard_normal(3200)).float() for i in idx])
+        yield voice, (voice[:, :3*16*16].reshape(-1, 3, 16, 16)*40 + 128).clamp(0, 255).to(torch.uint8), idx
+
+
+def build(dim=8, projection='shared', method={'name': 'cid'}):
+    seed_everything(0)
+    return build_method(method, VoiceFaceModel(ModelConfig(dim=dim, projection=projection)), N)
+
+
+class Dropping(torch.nn.Module):
+    "Wraps a tower with dropout, so that the global random state matters."
+    def __init__(self, tower):
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, x): return torch.nn.functional.dropout(self.tower(x), .2, self.training)
+
+
+def run(path, before=lambda step: None, steps=18, dropout=False, validate=None, method={'name': 'cid'}, **cfg):
+    path = Path(path)
+    model = build(method=method)
+    if dropout: model.model.voice = Dropping(model.model.voice)
+    cfg = TrainConfig(**{**dict(samples=steps*BATCH, batch_size=BATCH, warmup=0, checkpoint_every=4), **cfg})
+    acc = make_accelerator(RunFolder(path), cpu=True)
+    rank, n = world()
+    result = fit(model, lambda e, s: batches(e, s, before, rank, n), N//BATCH, cfg, RunFolder(path), validate, accelerator=acc, quiet=True)
+    return model, result
+
+
+if __name__ == '__main__': # toy.py FOLDER KILL_AT: SIGKILL before the given step (-1: never), then the weights to FOLDER/end.pt
+    from safetensors.torch import save_file
+    torch.set_num_threads(1)
+    folder, at = sys.argv[1], int(sys.argv[2])
+    method = {'name': sys.argv[3]} if len(sys.argv) > 3 else {'name': 'cid'}
+    model, _ = run(folder, lambda s: os.kill(os.getpid(), signal.SIGKILL) if s == at else None, dropout=True, method=method)
+    save_file({k: v.contiguous() for k,v in model.state_dict().items()}, folder + '/end.safetensors')
