@@ -47,10 +47,11 @@ def small_tower(
     channels:int, # of the input: 1 for a log-mel, 3 for RGB
     dim:int, # of the embedding
     grid:tuple[int,int], # what the last feature map is averaged to, (height, width)
+    stride:tuple[int,int]=(2, 2), # of the stem
     widths:tuple[int,...]=(16, 32, 64, 96), # channels after the stem and after each block
 ) -> nn.Module: # (b, channels, h, w) -> (b, dim)
     "A shallow residual network whose rows do not see each other."
-    stem = nn.Sequential(nn.Conv2d(channels, widths[0], 5, 2, 2, bias=False), nn.GroupNorm(8, widths[0]), nn.ReLU())
+    stem = nn.Sequential(nn.Conv2d(channels, widths[0], 5, stride, 2, bias=False), nn.GroupNorm(8, widths[0]), nn.ReLU())
     blocks = [Block(a, b, 2) for a,b in zip(widths, widths[1:])]
     return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(grid), nn.Flatten(), nn.Linear(widths[-1]*grid[0]*grid[1], dim))
 
@@ -81,7 +82,7 @@ class VoiceFaceModel(nn.Module):
         super().__init__()
         self.cfg, self.log_mel = cfg, LogMel()
         if cfg.towers == 'resnet34': self.voice, self.face = resnet34_tower(1), resnet34_tower(3)
-        else: self.voice, self.face = small_tower(1, cfg.dim, (4, 1)), small_tower(3, cfg.dim, (4, 4))
+        else: self.voice, self.face = small_tower(1, cfg.dim, (4, 1), (2, 4)), small_tower(3, cfg.dim, (4, 4))
         heads = [projection_head(cfg.dim) for _ in range({'none': 0, 'shared': 1, 'separate': 2}[cfg.projection])]
         self.heads = nn.ModuleList(heads)
         if cfg.channels_last: self.to(memory_format=torch.channels_last)

@@ -1,0 +1,6 @@
+"""`python -m vfassoc` (and `torchrun -m vfassoc`) is the `vfassoc` command. Plumbing, written by hand (not exported)."""
+import sys
+
+from vfassoc.cli import main
+
+sys.exit(main())

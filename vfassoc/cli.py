@@ -1,0 +1,142 @@
+"""The `vfassoc` command: thin; every subcommand calls one function of the library. Plumbing, written by hand (not exported)."""
+import argparse, sys
+from pathlib import Path
+
+from vfassoc import __version__
+from vfassoc.core import ConfigError, VfassocError, load_settings, to_dict
+
+START = """\
+Voice-face association: given a voice, which face; given a face, which voice.
+
+New here?  `vfassoc demo` draws a corpus, trains, evaluates and writes a report, in a few minutes on two cores.
+
+Your own corpus (a folder in the VoxCeleb1 tree, see data/README.md), step by step:
+  vfassoc prepare data/mine                     look at every file once, print what is there
+  vfassoc train demo --corpus mine --run mine   train the recipe `demo` on it, into runs/mine
+  vfassoc evaluate mine                         score it on the test identities
+  vfassoc report evaluate --run mine            tables and figures, as one HTML file
+"""
+
+
+def changes(pairs, where):
+    "['train.seed=3'] to {'train.seed': 3}."
+    from vfassoc.recipes import parse_value
+    out = {}
+    for p in pairs or ():
+        key, eq, value = p.partition('=')
+        if not eq or not key: raise ConfigError(f'{where}: {p!r} is not KEY=VALUE')
+        out[key] = parse_value(value)
+    return out
+
+
+def run_path(name, settings):
+    "A run by name (under `runs` of settings.ini) or by path."
+    p = Path(name).expanduser()
+    return p if p.is_absolute() or (p/'config.json').is_file() or len(p.parts) > 1 else settings.runs/p
+
+
+def synth(a, s):
+    from vfassoc.core import from_dict
+    from vfassoc.corpus.synthetic import SynthConfig, write_corpus
+    from vfassoc.recipes import corpus_path
+    root = corpus_path(a.corpus, s)
+    write_corpus(root, from_dict(SynthConfig, {'seed': s.seed, **changes(a.set, 'synth')}, 'synth'), s.workers)
+    print(root)
+
+
+def prepare(a, s):
+    from vfassoc.corpus.manifest import findings, summary
+    from vfassoc.recipes import open_corpus
+    m = open_corpus(a.corpus, s, a.check)
+    print(f'{m.root}\n\n{summary(m).to_string()}\n')
+    odd = findings(m)
+    print(odd.to_string(index=False) if len(odd) else 'every file is usable as it is')
+
+
+def train(a, s):
+    from vfassoc.recipes import load_recipe
+    from vfassoc.recipes import train as run
+    c = changes(a.set, 'train') | ({'corpus': a.corpus} if a.corpus else {})
+    recipe = load_recipe(a.recipe, {'train.seed': s.seed, **c})
+    if a.show: return print(__import__('json').dumps(to_dict(recipe), indent=1))
+    path = run_path(a.run or Path(a.recipe).stem, s)
+    r = run(recipe, path, s)
+    best = f'; best validation AUC {r.state.best:.3f} in epoch {r.state.best_epoch}' if r.state.best is not None else ''
+    print(f'{path}: {r.reason}{best}')
+    return 0 if r.finished else 130
+
+
+def evaluate(a, s):
+    from vfassoc.evaluation.runs import evaluate_run
+    from vfassoc.reports.tables import as_text, paper_table, read_scores
+    c = changes(a.set, 'evaluate')
+    paths = [run_path(r, s) for r in a.run]
+    for p in paths: evaluate_run(p, s, c)
+    print(as_text(paper_table(read_scores(paths))))
+
+
+def report(a, s):
+    from vfassoc.reports.runner import find_report, parse_parameters, run_report
+    nb = find_report(a.name)
+    given = parse_parameters(nb, a.parameter or [])
+    if a.run: given['runs'] = [str(run_path(r, s).resolve()) for r in a.run]
+    out = Path(a.output) if a.output else s.figures/Path(nb).stem
+    _, page = run_report(nb, out, given)
+    print(page)
+
+
+def demo(a, s):
+    from vfassoc.demo import run_demo
+    run_demo(s)
+
+
+def parser():
+    p = argparse.ArgumentParser('vfassoc', description=START, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                epilog='settings.ini says where data, runs and figures are. `vfassoc COMMAND --help` for each command.')
+    p.add_argument('--version', action='version', version=__version__)
+    p.add_argument('--settings', metavar='FILE', help='a settings.ini (default: the first one at or above the working folder)')
+    sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+    def add(fn, text, **args):
+        q = sub.add_parser(fn.__name__, help=text, description=text[0].upper() + text[1:] + '.')
+        q.set_defaults(fn=fn)
+        return q
+    many = dict(action='append', metavar='KEY=VALUE')
+    q = add(synth, 'draw a synthetic corpus whose every latent is known')
+    q.add_argument('corpus', help='name under `data`, or a path')
+    q.add_argument('--set', **many, help='a field of SynthConfig, e.g. identities=400, coupling=0.5, seed=1; may be repeated')
+    q = add(prepare, 'scan a corpus: check every file, count, split, and keep the manifest')
+    q.add_argument('corpus', help='name under `data`, or a path: a folder in the VoxCeleb1 tree')
+    q.add_argument('--check', choices=('quick', 'full'), default='quick', help='quick reads headers and ends of files; full decodes everything')
+    q = add(train, 'train a recipe; the same command continues a run that was stopped')
+    q.add_argument('recipe', help='demo, cid-libri-lfw, cid-voxceleb1, or a JSON file')
+    q.add_argument('--run', help='name under `runs`, or a path (default: the name of the recipe)')
+    q.add_argument('--corpus', help="instead of the recipe's")
+    q.add_argument('--set', **many, help='change a field, e.g. train.seed=3, train.samples=100000, method.tau=0.05; may be repeated')
+    q.add_argument('--show', action='store_true', help='print the recipe and stop')
+    q = add(evaluate, 'score runs on test identities: verification, matching, retrieval, with intervals')
+    q.add_argument('run', nargs='+', help='name under `runs`, or a path')
+    q.add_argument('--set', **many, help='a field of ProtocolConfig, e.g. seed=1, replicates=2000; may be repeated')
+    q = add(report, 'run a report notebook: an executed notebook and an HTML page that opens without a network')
+    q.add_argument('name', help='evaluate, or the path of a notebook')
+    q.add_argument('--run', action='append', help='a run to report on; may be repeated')
+    q.add_argument('-p', '--parameter', **many, help="a parameter of the report; may be repeated")
+    q.add_argument('-o', '--output', help='where to write (default: `figures`/NAME)')
+    add(demo, 'the main job, end to end, on a corpus it draws itself')
+    return p
+
+
+def main(argv=None):
+    "Parse, call, and turn a repairable failure into one line on stderr and exit status 2."
+    a = parser().parse_args(argv)
+    try: return a.fn(a, load_settings(a.settings)) or 0
+    except VfassocError as e:
+        print(f'vfassoc: {e}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('vfassoc: interrupted', file=sys.stderr)
+        return 130
+    except BrokenPipeError: return 0
+
+
+if __name__ == '__main__': sys.exit(main())
