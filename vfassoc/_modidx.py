@@ -122,6 +122,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'vfassoc.corpus.facebox._shade': ('1_corpus/facebox.html#_shade', 'vfassoc/corpus/facebox.py'),
                                         'vfassoc.corpus.facebox._shell': ('1_corpus/facebox.html#_shell', 'vfassoc/corpus/facebox.py'),
                                         'vfassoc.corpus.facebox._step': ('1_corpus/facebox.html#_step', 'vfassoc/corpus/facebox.py'),
+                                        'vfassoc.corpus.facebox._stretch': ('1_corpus/facebox.html#_stretch', 'vfassoc/corpus/facebox.py'),
                                         'vfassoc.corpus.facebox._surface': ('1_corpus/facebox.html#_surface', 'vfassoc/corpus/facebox.py'),
                                         'vfassoc.corpus.facebox._tint': ('1_corpus/facebox.html#_tint', 'vfassoc/corpus/facebox.py'),
                                         'vfassoc.corpus.facebox._unit': ('1_corpus/facebox.html#_unit', 'vfassoc/corpus/facebox.py'),
