@@ -10,7 +10,6 @@ __all__ = ['FACE', 'SKIN', 'HAIR', 'IRIS', 'EYE', 'MOUTH', 'Face', 'face_of', 'S
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, zoom
 
 # %% ../../nbs/1_corpus/02b_facebox.ipynb #849dabf4
 FACE = ('width', 'long', 'jaw', 'eye_gap', 'eye_size', 'eye_tilt', 'brow', 'nose_width', 'nose_length', 'mouth', 'lips',
@@ -41,7 +40,7 @@ class Face:
     beard:float # 0 none, 0.4 stubble, 1 full
     iris:np.ndarray # (3,) linear RGB
 
-def _rgb(*hexes): return np.array([[int(h[i:i+2], 16)/255 for i in (0, 2, 4)] for h in hexes])**2.2
+def _rgb(*hexes): return np.array([[int(h[i:i+2], 16)/255 for i in (0, 2, 4)] for h in hexes], 'f4')**2
 SKIN = _rgb('fbe6dc', 'f0c9ae', 'd9a47e', 'b07850', '7d4f33', '4f3122')
 HAIR = _rgb('ecd9a0', 'c49a5c', '8a5a34', '55361f', '2b1b12', '100c0b')
 IRIS = _rgb('6f9fc8', '7fa58a', '8f7a4a', '5e3b20', '2f1c10')
@@ -49,7 +48,7 @@ IRIS = _rgb('6f9fc8', '7fa58a', '8f7a4a', '5e3b20', '2f1c10')
 def _ramp(table, t): # the colour at t in [0, 1] along a table
     t = np.clip(t, 0, 1)*(len(table) - 1)
     i = min(int(t), len(table) - 2)
-    return table[i] + (t - i)*(table[i+1] - table[i])
+    return (table[i] + (t - i)*(table[i+1] - table[i])).astype('f4')
 
 def _unit(x): return float(1/(1 + np.exp(-x)))
 
@@ -57,35 +56,43 @@ def face_of(
     z, # (22,) latents in the order of `FACE`, unit-free, mostly within 3 of zero
 ) -> Face: # what they mean to the eye
     "From standardised latents to shapes and colours; exponentials and sigmoids keep every value possible."
-    z = dict(zip(FACE, np.clip(z, -5, 5)))
+    z = dict(zip(FACE, np.clip(z, -5, 5).tolist()))
     e = lambda name, scale: float(np.exp(scale*z[name]))
-    grey = _unit(1.6*z['grey'] - 2.2)
+    grey = _unit(2.2*z['grey'] - 3)
     colour = _ramp(HAIR, _unit(.9*z['dark']))
-    red = np.clip(.16*z['red'], 0, .5)*(1 - _unit(2*z['dark'] - 3))
+    red = float(np.clip(.16*z['red'], 0, .5))*(1 - _unit(2*z['dark'] - 3))
     colour = colour + red*(_rgb('a8401c')[0] - colour)
     white = _rgb('d8d6d2')[0]
-    return Face(width=.47*e('width', .075), long=.635*e('long', .05), jaw=.09*np.tanh(.5*z['jaw']), eye_gap=.2*e('eye_gap', .09),
+    return Face(width=.47*e('width', .075), long=.635*e('long', .05), jaw=.09*float(np.tanh(.5*z['jaw'])), eye_gap=.2*e('eye_gap', .09),
                 eye_size=.098*e('eye_size', .13), eye_tilt=.09*z['eye_tilt'], brow=.021*e('brow', .35),
                 nose_width=.092*e('nose_width', .17), nose_length=.25*e('nose_length', .12), mouth=.165*e('mouth', .12),
                 lips=.044*e('lips', .28), skin=_ramp(SKIN, _unit(.75*z['skin'])), ruddy=_unit(1.2*z['ruddy'] - 1),
                 hair_colour=colour + grey*(white - colour), brow_colour=.55*(colour + .6*grey*(white - colour)),
-                wrinkles=_unit(1.5*z['wrinkles'] - 1), recede=_unit(1.7*z['recede'] - 2.5), hair=-.25 + 1.2*_unit(1.1*z['hair']),
+                wrinkles=_unit(2*z['wrinkles'] - 1.6), recede=_unit(1.7*z['recede'] - 2.5), hair=-.08 + 1.05*_unit(1.1*z['hair']),
                 volume=.085*e('volume', .35), beard=_unit(1.6*z['beard'] - 1.2), iris=_ramp(IRIS, _unit(z['iris'])))
 
 # %% ../../nbs/1_corpus/02b_facebox.ipynb #078fe72f
 @dataclass(frozen=True)
 class Scene:
     "What a video looks like around the face; none of it says anything about the person."
-    light:np.ndarray # (3,) unit vector towards the light
+    light:tuple[float,float,float] # unit vector towards the light
     warm:np.ndarray # (3,) colour of the light
     ambient:float # light from everywhere
-    wall:np.ndarray # (3, h, w) background, linear RGB
+    wall:np.ndarray # (3, size, size) background, linear RGB
     clothes:np.ndarray # (2, 3) two colours
     neckline:float # depth of the neckline
-    strands:np.ndarray # (h, w) texture of the hair
+    strands:np.ndarray # (size, size) texture of the hair, standard deviation about 1
+    parting:float # where the hair is parted, -1 to 1
     zoom:float # size of the head in the crop
     grain:float # sensor noise
-    occluder:np.ndarray|None # (7,) place, half-sizes, angle, stripes of what blocks the face
+    occluder:tuple[float,...]|None # x, y, half-width, half-height, angle, stripes, phase of what blocks the face
+
+def _stretch(x, size): # (..., h, w) -> (..., size, size), linear between the samples
+    rows, cols = (np.maximum(0, 1 - np.abs(np.linspace(0, n - 1, size)[:, None] - np.arange(n))).astype('f4') for n in x.shape[-2:])
+    return rows@x@cols.T
+
+def _colours(rng, n): # (n, 3) muted colours: a grey and a little hue
+    return np.clip(rng.uniform(.02, .5, (n, 1))*(1 + .28*rng.standard_normal((n, 3))), .01, .8).astype('f4')
 
 def draw_scene(
     rng:np.random.Generator, # of the video
@@ -94,20 +101,19 @@ def draw_scene(
     noise:float=1., # grain of the camera, 0 for none
 ) -> Scene:
     "Light, room, clothes, camera."
-    light = np.array([rng.uniform(-.9, .9), rng.uniform(-.1, .9), 1.])
-    base, other = rng.uniform(.02, .75, (2, 3))
-    y, x = np.mgrid[0:1:size*1j, 0:1:size*1j].astype('f4')
-    wall = base[:, None, None] + (other - base)[:, None, None]*(.3*rng.random()*y + .3*rng.random()*x)
-    for _ in range(rng.integers(0, 5)):
-        x0, y0, w, h = rng.random(4)*(1, 1, .5, .6)
-        inside = np.clip((w - np.abs(x - x0))*size/3, 0, 1)*np.clip((h - np.abs(y - y0))*size/3, 0, 1)
-        wall += inside*(rng.uniform(.02, .8, 3)[:, None, None] - wall)*rng.uniform(.3, .9)
-    blur = gaussian_filter(wall, (0, *2*[size*rng.uniform(.005, .04)]))
-    noise = zoom(rng.standard_normal((6, 48)).astype('f4'), (size/6, size/48), order=1)
-    occluder = np.concatenate([rng.normal(0, .07, 2), rng.uniform(.42, .6, 2), rng.uniform(-.6, .6, 1), rng.uniform(0, 30, 2)]) if occluded else None
-    return Scene(light=light/np.linalg.norm(light), warm=1 + rng.normal(0, .06, 3), ambient=rng.uniform(.35, .6), wall=blur.astype('f4'),
-                 clothes=rng.uniform(.02, .7, (2, 3)), neckline=rng.uniform(0, .25), strands=noise, zoom=rng.uniform(.93, 1.08),
-                 grain=noise*rng.uniform(.001, .006), occluder=occluder)
+    light = np.array([rng.uniform(-.9, .9), rng.uniform(0, .9), 1.])
+    y, x = np.mgrid[0:1:24j, 0:1:24j].astype('f4')
+    paint = _colours(rng, 7)[:, :, None, None]
+    wall = paint[0] + (paint[1] - paint[0])*(.5*rng.random()*y + .5*rng.random()*x)
+    for k in range(rng.integers(5)):
+        x0, y0, w, h = rng.random(4)*(1, 1, .4, .6)
+        wall += ((np.abs(x - x0) < w) & (np.abs(y - y0) < h))*rng.uniform(.3, .9)*(paint[k+2] - wall)
+    strands = _stretch(rng.standard_normal((5, 56)).astype('f4'), size)
+    block = (*rng.normal(0, .08, 2), *rng.uniform(.45, .65, 2), rng.uniform(-.6, .6), rng.uniform(0, 25), rng.uniform(0, 6))
+    return Scene(light=tuple(map(float, light/np.linalg.norm(light))), warm=(1 + rng.normal(0, .06, 3)).astype('f4'),
+                 ambient=rng.uniform(.35, .6), wall=_stretch(wall.astype('f4'), size), clothes=_colours(rng, 2),
+                 neckline=rng.uniform(0, .25), strands=strands, parting=rng.uniform(-1, 1), zoom=rng.uniform(1.14, 1.32),
+                 grain=noise*rng.uniform(.003, .014), occluder=tuple(map(float, block)) if occluded else None)
 
 @dataclass(frozen=True)
 class Pose:
@@ -128,211 +134,244 @@ def draw_pose(
     turned:bool=False, # strongly away from the camera
 ) -> Pose:
     "A pose for the video, small movements for each frame."
-    g = lambda video, frame, mean=0.: (mean + video*rng.standard_normal() + frame*rng.standard_normal(frames))[:, None, None].astype('f4')
-    yaw = g(.22, .13)
-    if turned: yaw = (rng.choice([-1, 1])*rng.uniform(1.75, 2.7) + .1*rng.standard_normal(frames))[:, None, None].astype('f4')
-    return Pose(yaw=yaw if turned else np.clip(yaw, -.7, .7), pitch=np.clip(g(.1, .07), -.35, .35), roll=g(.05, .04), x=g(.02, .015), y=g(.02, .015),
-                mouth=np.clip(g(0., .45), 0, 1), smile=np.clip(g(.5, .3), -1, 1), lids=np.clip(g(.05, .08, 1.), .3, 1.2), gaze=np.clip(g(.1, .3), -.8, .8))
+    def moves(mean, video, frame, low, high):
+        x = mean + video*rng.standard_normal() + frame*rng.standard_normal(frames)
+        return np.clip(x, low, high)[:, None, None].astype('f4')
+    side = rng.choice([-1, 1])*rng.uniform(1.8, 2.7)
+    yaw = moves(side, 0, .1, -3, 3) if turned else moves(0, .22, .13, -.65, .65)
+    return Pose(yaw=yaw, pitch=moves(0, .09, .06, -.3, .3), roll=moves(0, .05, .04, -.2, .2), x=moves(0, .02, .015, -.1, .1),
+                y=moves(0, .02, .015, -.1, .1), mouth=moves(0, 0, .5, 0, 1), smile=moves(.5, .35, .3, -.7, 1.2), lids=moves(1, .05, .08, .3, 1.2),
+                gaze=moves(0, .1, .3, -.8, .8))
 
 # %% ../../nbs/1_corpus/02b_facebox.ipynb #37186f35
 def _surface(x, y, axes, pose):
-    "Ray-cast an ellipsoid: silhouette distance, head coordinates (3 arrays) and normal to the camera (3 arrays)."
+    "Ray-cast an ellipsoid: distance inside its outline, head coordinates (3 arrays), normal to the camera (3 arrays)."
     cy, sy, cp, sp = np.cos(pose.yaw), np.sin(pose.yaw), np.cos(pose.pitch), np.sin(pose.pitch)
-    back = lambda a, b, c: (cy*a - sy*(cp*c - sp*b), cp*b + sp*c, sy*a + cy*(cp*c - sp*b)) # camera to head: Ry(-yaw) Rx(-pitch)
-    o, d = back(x, y, 0), back(0, 0, 1)
-    alpha = sum((di/a)**2 for di,a in zip(d, axes))
-    beta = sum(oi*di/a**2 for oi,di,a in zip(o, d, axes))
-    q = sum((oi/a)**2 for oi,a in zip(o, axes)) - beta**2/alpha
+    def to_head(a, b, c):
+        b, c = cp*b + sp*c, cp*c - sp*b
+        return cy*a - sy*c, b, sy*a + cy*c
+    ray, start = to_head(0, 0, 1), to_head(x, y, 0)
+    alpha = sum((r/a)**2 for r,a in zip(ray, axes))
+    beta = sum(s*(r/a**2) for s,r,a in zip(start, ray, axes))
+    q = sum((s/a)**2 for s,a in zip(start, axes)) - beta**2/alpha
     z = (np.sqrt(np.maximum(alpha*(1 - q), 1e-6)) - beta)/alpha
-    p = [oi + z*di for oi,di in zip(o, d)]
-    n = [pi/a**2 for pi,a in zip(p, axes)]
-    fwd = cy*n[2] + -sy*n[0]
-    n = [cy*n[0] + sy*n[2], cp*n[1] - sp*fwd, sp*n[1] + cp*fwd]
-    length = np.sqrt(n[0]**2 + n[1]**2 + n[2]**2)
-    return (1 - np.sqrt(q))*axes[0], p, [ni/length for ni in n]
+    p = [s + z*r for s,r in zip(start, ray)]
+    nx, ny, nz = (pi/a**2 for pi,a in zip(p, axes))
+    nx, nz = cy*nx + sy*nz, cy*nz - sy*nx
+    ny, nz = cp*ny - sp*nz, sp*ny + cp*nz
+    length = np.sqrt(nx*nx + ny*ny + nz*nz)
+    return (1 - np.sqrt(q))*axes[0], p, [nx/length, ny/length, nz/length]
 
 # %% ../../nbs/1_corpus/02b_facebox.ipynb #5f961f25
 def _over(img, colour, alpha):
-    "Paint `colour` (3,) or (n, 3, h, w) over `img` (n, 3, h, w) where `alpha` (n, h, w), in place."
+    "Paint `colour` (3,) or (n, 3, h, w) over `img` (n, 3, h, w) where `alpha` (n, h, w) says how much, in place."
     for c in range(3):
         layer = img[:, c]
-        layer += alpha*((colour[..., c] if np.ndim(colour) == 1 else colour[..., c, :, :]) - layer)
+        layer += alpha*((colour[c] if np.ndim(colour) == 1 else colour[..., c, :, :]) - layer)
 
 def _tint(colour, tone): return colour[:, None, None]*tone[..., None, :, :] # (3,) and (n, h, w) -> (n, 3, h, w)
-
-def _edge(d, px): # 1 inside (d < 0), 0 outside, one pixel wide: anti-aliasing
-    return np.clip(.5 - d/px, 0, 1)
-
-def _hill(a, b, sa, sb): return np.exp(-(a/sa)**2 - (b/sb)**2)
+def _edge(d, px): return np.clip(.5 - d/px, 0, 1) # 1 where d < 0, 0 where d > 0, one pixel between: anti-aliasing
+def _hill(a, b, sa, sb): return np.exp(-(a*(1/sa))**2 - (b*(1/sb))**2)
 
 def _step(x, a, b): # 0 at a, 1 at b, smooth between
-    t = np.clip((x - a)/(b - a), 0, 1)
+    t = np.clip((x - a)*(1/(b - a)), 0, 1)
     return t*t*(3 - 2*t)
 
 EYE, MOUTH = .02, -.385 # heights of eyes and mouth on the head
 
-def _relief(u, un, w, face, pose):
-    "Height of the skin over the ellipsoid: nose, sockets, brow ridge, cheeks, lips, chin."
-    ua, tip = np.abs(u), EYE - face.nose_length
-    ridge = np.clip((EYE + .06 - w)/(EYE + .06 - tip), 0, 1)
-    nose = .13*ridge**1.2*np.exp(-(un/(.035 + .35*face.nose_width*ridge))**2)*_step(w, tip - .06, tip)
-    wings = .035*_hill(np.abs(un) - .7*face.nose_width, w - tip - .005, .035, .035)
-    sockets = -.05*_hill(ua - face.eye_gap, w - EYE - .015, .11, .075)
-    brows = .025*_hill(ua - .9*face.eye_gap, w - EYE - .12, .15, .04)
-    cheeks = .03*_hill(ua - .25, w + .14, .12, .1)
-    lips = .022*_hill(u, w - MOUTH, face.mouth, .8*face.lips + .02)
-    fold = -.012*face.wrinkles*_fold(ua, w, tip, face)
-    return nose + wings + sockets + brows + cheeks + lips + .03*_hill(u, w + .55, .13, .08) + fold
+@dataclass(frozen=True)
+class _Skin:
+    "The visible skin as a map: place on the head of each pixel, and the colour painted there."
+    u:np.ndarray # (n, h, w) around the head, 0 in the middle of the face
+    nose:np.ndarray # `u` as the tip of the nose sees it: shifted by parallax
+    w:np.ndarray # (n, h, w) up the head
+    side:np.ndarray # |u|
+    colour:np.ndarray # (n, 3, h, w) linear RGB, painted in place
+    strands:np.ndarray # (h, w) texture of hair
+    px:float # size of a pixel
 
-def _fold(ua, w, tip, face): # the line from the nose's wing to the corner of the mouth, 0 to 1
-    t = np.clip((tip + .03 - w)/(tip + .03 - MOUTH + .03), 0, 1)
-    on = face.nose_width + .035 + (face.mouth - face.nose_width + .01)*t**1.4
-    return np.exp(-((ua - on)/.018)**2)*_step(w, MOUTH - .08, MOUTH - .01)*_step(-w, -tip - .06, -tip)
-
-def _paint_age(skin, ua, u, w, face):
-    "Forehead lines, crow's feet, bags, folds: darker skin where it creases."
-    tip = EYE - face.nose_length
-    forehead = np.clip(np.cos((w - .1*ua*ua)*110) - .45, 0, 1)*_hill(u, w - .3, .27, .1)*1.2
-    feet = np.clip(np.cos(np.arctan2(w - EYE, ua - face.eye_gap - .05)*9) - .3, 0, 1)*_hill(ua - face.eye_gap - .155, w - EYE, .04, .07)
-    bags = _hill(ua - face.eye_gap, w - EYE + .085 - 1.2*(ua - face.eye_gap)**2, .08, .016)
-    crease = face.wrinkles*np.minimum(.75*_fold(ua, w, tip, face) + .5*forehead + .55*feet + .5*bags, 1)
-    _over(skin, .38*face.skin, crease*.8)
-
-def _paint_beard(skin, ua, u, w, face, strands, px):
-    "Moustache, chin and jaw; the density goes from stubble to full."
-    tip = EYE - face.nose_length
-    line = -.3 + .34*_step(ua, .16, .5)
-    jaw = _step(line - w, -.02, .06)
-    lip = _hill(u, w - (MOUTH + .075 + .3*face.lips), face.mouth*1.05, .035)
-    area = np.clip(np.maximum(jaw, 1.3*lip)*_step(tip - .035 - w, 0, .03), 0, 1)
-    _over(skin, face.brow_colour*1.2, area*np.clip(face.beard*1.15*(.85 + .2*strands), 0, .95)*(face.beard > .04))
-
-def _paint_mouth(skin, u, w, face, pose, px):
-    "Two lips, a line between them, teeth and dark when it opens."
-    wide = face.mouth*(1 - .12*pose.mouth + .08*pose.smile)
-    x = u/wide
-    arch = np.clip(1 - x*x, 0, 1)
-    mid = MOUTH + .035*pose.smile*(x*x - .4)
-    gap = .065*pose.mouth*arch
-    bow = 1 - .22*np.exp(-(x/.16)**2)
-    upper, lower = mid + gap*.6 + face.lips*arch**.7*bow, mid - gap - 1.15*face.lips*arch**.6
-    d = np.maximum(np.maximum(w - upper, lower - w), (np.abs(x) - 1)*wide)
-    colour = np.clip(face.skin*(.78, .5, .48) + (.06, .0, .01), 0, 1)
-    _over(skin, colour, .9*_edge(d, px))
-    _over(skin, np.array([.035, .01, .01]), _edge(np.maximum(w - mid - .6*gap, mid - gap - w) - .003, 1.3*px)*_edge((np.abs(x) - 1.02)*wide, px))
-    teeth = np.maximum(w - mid - .55*gap, mid + .05*gap - w)
-    _over(skin, np.array([.72, .68, .6]), .9*_edge(teeth, px)*_edge((np.abs(x) - .8)*wide, px)*(pose.mouth > .15))
-
-def _paint_eyes(skin, u, ua, w, face, pose, px):
-    "Almonds with white, iris, pupil, a light in it, upper lid and crease."
-    r = face.eye_size
-    x = (ua - face.eye_gap)/r
-    y = w - EYE - face.eye_tilt*(ua - face.eye_gap)
-    bow = np.clip(1 - x*x, 0, 1)
-    top, low = .52*r*pose.lids*bow**.8, -.34*r*bow
-    almond = np.maximum(np.maximum(y - top, low - y), (np.abs(x) - 1)*r)
-    inside = _edge(almond, px)
-    _over(skin, .45*face.skin, .55*np.exp(-((y - .52*r*bow**.8 - .032)/.011)**2)*np.clip(1.25 - x*x, 0, 1))
-    _over(skin, np.array([.8, .78, .75]), inside)
-    side = np.sign(u)
-    ix, iy = x*r - side*pose.gaze*.35*r, y - .06*r
-    dist = np.sqrt(ix*ix + iy*iy)
-    _over(skin, face.iris*.5, inside*_edge(dist - .46*r, px))
-    _over(skin, face.iris*1.25, inside*_edge(dist - .37*r, px))
-    _over(skin, np.full(3, .004), inside*_edge(dist - .19*r, px))
-    _over(skin, np.full(3, .12), inside*.6*_step(y - top, -.22*r, 0))
-    _over(skin, .12*face.brow_colour, np.exp(-((y - top)/(.085*r + .3*px))**2)*_edge((np.abs(x) - 1.08)*r, px)*.9)
-    return inside*_edge(np.hypot(ix*side - .14*r, iy - .16*r) - .1*r, px)
-
-def _paint_brows(skin, ua, w, face, px):
-    t = (ua - .45*face.eye_gap)/(1.35*face.eye_gap)
-    middle = EYE + .125 + face.eye_size*.2 + .035*np.sin(np.clip(t, 0, 1)*2.6) + .3*face.eye_tilt*(t - .5)
-    thick = face.brow*(1.15 - .75*np.clip(t, 0, 1))
-    d = np.maximum(np.abs(w - middle) - thick, (np.abs(t - .5) - .5)*1.2*face.eye_gap)
-    _over(skin, face.brow_colour, .88*_edge(d, 2.2*px))
+    def part(self, bottom, top, half): # the smallest box of pixels with bottom < w < top and |u| < half, as a view
+        inside = ((self.w > bottom) & (self.w < top) & (self.side < half)).any(0)
+        rows, cols = inside.any(1).nonzero()[0], inside.any(0).nonzero()[0]
+        if not len(rows): return None
+        box = (..., slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1))
+        return _Skin(*(getattr(self, k)[box] for k in ('u', 'nose', 'w', 'side', 'colour', 'strands')), self.px)
 
 # %% ../../nbs/1_corpus/02b_facebox.ipynb #77710727
+def _fold(s, face): # the line from the nose's wing past the corner of the mouth, 0 to 1
+    top = EYE - face.nose_length + .03
+    t = np.clip((top - s.w)*(1/(top - MOUTH + .05)), 0, 1)
+    on = face.nose_width + .03 + (face.mouth - face.nose_width + .03)*t
+    return np.exp(-((s.side - on)*55)**2)*_step(s.w, MOUTH - .1, MOUTH)*_step(-s.w, -top - .02, -top + .05)
+
+def _relief(s, face):
+    "Height of the skin over the ellipsoid: nose, sockets, brow ridge, cheeks, lips, chin."
+    tip = EYE - face.nose_length
+    ridge = np.clip((EYE + .06 - s.w)*(1/(EYE + .06 - tip)), 0, 1)
+    nose = .15*ridge*np.exp(-(s.nose/(.03 + .38*face.nose_width*ridge))**2)*_step(s.w, tip - .055, tip + .01)
+    wings = .04*_hill(np.abs(s.nose) - .72*face.nose_width, s.w - tip - .005, .034, .034)
+    sockets = -.055*_hill(s.side - face.eye_gap, s.w - EYE - .015, .11, .075)
+    brows = .025*_hill(s.side - .9*face.eye_gap, s.w - EYE - .12, .15, .04)
+    cheeks = .03*_hill(s.side - .25, s.w + .14, .12, .1)
+    lips = .03*_hill(s.u, s.w - MOUTH, face.mouth, .8*face.lips + .02)
+    return nose + wings + sockets + brows + cheeks + lips + .03*_hill(s.u, s.w + .55, .12, .07)
+
+def _paint_age(s, face):
+    "Forehead lines, crow's feet, bags under the eyes, folds beside the mouth."
+    out = s.side - face.eye_gap
+    forehead = np.clip(np.cos((s.w - .12*s.u*s.u)*105) - .3, 0, 1)*_hill(s.u, s.w - .3, .28, .09)
+    feet = np.clip(np.cos(np.arctan2(s.w - EYE, out - .03)*9) - .2, 0, 1)*_hill(out - .15, s.w - EYE, .045, .08)
+    bags = _hill(out, s.w - EYE + .09 - 1.5*out*out, .085, .018)
+    _over(s.colour, .35*face.skin, face.wrinkles*np.minimum(.65*_fold(s, face) + .7*forehead + .6*feet + .55*bags, .8))
+
+def _paint_beard(s, face):
+    "Sideburns, jaw, chin and moustache; the density goes from a shadow to a full beard."
+    tip = EYE - face.nose_length
+    cheek = -.43 + .45*_step(s.side, .2, .47)
+    lip = MOUTH + face.lips + .3*(MOUTH + .12 - tip) - 1.2*s.u*s.u
+    moustache = 1.2*_hill(s.u, s.w - lip, face.mouth*1.05, .035)
+    area = np.maximum(_step(cheek - s.w, -.1, .07), moustache)
+    _over(s.colour, face.brow_colour*1.1, np.clip(area*(1.1 + .12*s.strands)*face.beard, 0, .93))
+
+def _paint_mouth(s, face, pose):
+    "Two lips, the line between them, teeth and the dark when they open."
+    wide = face.mouth*(1 - .1*pose.mouth + .1*pose.smile)
+    x = s.u/wide
+    arch = np.clip(1 - x*x, 0, 1)
+    middle, gap, ends = MOUTH + .065*pose.smile*(x*x - .35), .07*pose.mouth*arch, (np.abs(x) - 1)*wide
+    root = np.sqrt(arch)
+    upper = middle + .5*gap + face.lips*root*(.95 - .25*np.exp(-(x*6)**2))
+    lower = middle - gap - 1.2*face.lips*root
+    _over(s.colour, face.skin*np.array([.8, .47, .45], 'f4') + np.array([.05, 0, .01], 'f4'), .9*_edge(np.maximum(np.maximum(s.w - upper, lower - s.w), ends), s.px))
+    dark = np.maximum(s.w - middle - .5*gap, middle - gap - s.w) - .004
+    _over(s.colour, np.array([.04, .012, .012], 'f4'), _edge(np.maximum(dark, ends), 1.3*s.px))
+    teeth = np.maximum(np.maximum(s.w - middle - .45*gap, middle - .1*gap - s.w), ends + .2*wide)
+    _over(s.colour, np.array([.66, .62, .54], 'f4'), .9*_edge(teeth, s.px)*(pose.mouth > .12))
+
+def _paint_eyes(s, face, pose):
+    "Almonds with white, iris, pupil, upper lid, crease; returns where the light is mirrored (n, h, w)."
+    r, side = face.eye_size, np.sign(s.u)
+    x = (s.side - face.eye_gap)*(1/r)
+    y = s.w - EYE - face.eye_tilt*(s.side - face.eye_gap)
+    bow = np.clip(1 - x*x, 0, 1)
+    top, ends = .56*r*pose.lids*bow, (np.abs(x) - 1)*r
+    inside = _edge(np.maximum(np.maximum(y - top, -.36*r*bow - y), ends), s.px)
+    _over(s.colour, .4*face.skin, .5*np.exp(-((y - .56*r*bow - .03)*90)**2)*np.clip(1.3 - x*x, 0, 1))
+    _over(s.colour, np.array([.68, .66, .63], 'f4'), inside)
+    ix, iy = x*r*side - pose.gaze*.35*r, y - .07*r
+    dist = np.sqrt(ix*ix + iy*iy)
+    for colour, size in ((.4*face.iris, .47), (1.3*face.iris, .38), (np.full(3, .004, 'f4'), .2)):
+        _over(s.colour, colour, inside*_edge(dist - size*r, s.px))
+    _over(s.colour, np.full(3, .05, 'f4'), inside*.6*_step(y - top, -.25*r, 0))
+    _over(s.colour, .1*face.brow_colour, .9*np.exp(-((y - top)/(.09*r + .3*s.px))**2)*_edge(ends - .08*r, s.px))
+    return inside*_edge(np.hypot(ix - .15*r, iy - .17*r) - .11*r, s.px)
+
+def _paint_brows(s, face):
+    t = (s.side - .42*face.eye_gap)*(1/(1.4*face.eye_gap))
+    on = np.clip(t, 0, 1)
+    middle = EYE + .11 + .3*face.eye_size + .03*np.sin(2.6*on) + .3*face.eye_tilt*(t - .5)
+    d = np.maximum(np.abs(s.w - middle) - face.brow*(1.2 - .8*on), (np.abs(t - .5) - .5)*1.2*face.eye_gap)
+    _over(s.colour, face.brow_colour, .88*_edge(d, 2.2*s.px))
+
+# %% ../../nbs/1_corpus/02b_facebox.ipynb #0dc356b5
 def _shade(n, relief, scene, px):
-    "Lambert with wrap, ambient light, a little gloss: brightness (n, h, w) and gloss (n, h, w)."
-    gx, gy = np.zeros_like(relief), np.zeros_like(relief)
-    gx[..., 1:-1], gy[:, 1:-1] = (relief[..., 2:] - relief[..., :-2])/(2*px), (relief[:, :-2] - relief[:, 2:])/(2*px)
-    nx, ny, nz = n[0] - gx, n[1] - gy, n[2]
+    "Lambert's law on the relief, with light from everywhere and a little gloss: brightness and gloss, (n, h, w)."
+    nx, ny, nz = n[0].copy(), n[1].copy(), n[2]
+    nx[..., 1:-1] -= (relief[..., 2:] - relief[..., :-2])*(1/(2*px))
+    ny[:, 1:-1] -= (relief[:, :-2] - relief[:, 2:])*(1/(2*px))
     length = np.sqrt(nx*nx + ny*ny + nz*nz)
     lx, ly, lz = scene.light
-    lambert = np.maximum((nx*lx + ny*ly + nz*lz)/length*.8 + .2, 0)
-    half = scene.light + (0, 0, 1)
-    hx, hy, hz = half/np.linalg.norm(half)
-    gloss = np.maximum((nx*hx + ny*hy + nz*hz)/length, 0)**24
-    return (scene.ambient + 1.25*(1 - scene.ambient)*lambert)*(.72 + .28*np.clip(n[2], 0, 1)), gloss
-
-def _behind(img, x, y, face, scene, pose, px):
-    "Shoulders, hair that hangs, neck."
-    shoulders = np.maximum(y + .74 + .35*np.maximum(np.abs(x) - .25, 0)**1.5, np.abs(x) - .95)
-    light = 1 - .25*np.abs(x + .3*np.sign(scene.light[0]))
-    _over(img, _tint(scene.clothes[0], light*scene.ambient*1.6), _edge(shoulders, px))
-    _over(img, .5*scene.clothes[1], .8*_edge(np.abs(shoulders + .03) - .012, px))
-    side = face.width + .9*face.volume + .02
-    hang = np.maximum(np.abs(x + .1*np.sin(pose.yaw)) - side - .05*np.clip(-y, 0, 1), np.maximum(-y - face.hair - .08*np.cos(3.*x), y - .15))
-    strand = (.5 + .25*scene.strands)
-    if face.hair > .12: _over(img, _tint(face.hair_colour, strand*scene.ambient*1.3), _edge(hang, 2*px))
-    wide = .62*face.width*(1 + .3*np.clip(-.72 - y, 0, 1))
-    neck = np.maximum(np.abs(x - .03*np.sin(pose.yaw)) - wide, np.maximum(y + .3, -.74 - scene.neckline*np.clip(1 - (x/wide)**2, 0, 1) - y))
-    shadow = .42 + .4*_step(-y, .62, .95)
-    tone = _tint(face.skin, shadow*(.6 + .4*scene.ambient))
-    _over(img, tone, _edge(neck, px))
-
-def _ears(img, x, y, face, scene, pose, px):
-    "Two ears at the sides of the skull, hidden by turning."
-    for side in (-1, 1):
-        cx = side*face.width*1.0*np.cos(pose.yaw) - .1*np.sin(pose.yaw)
-        wide = .07 + .05*np.abs(np.sin(pose.yaw))
-        d = (np.sqrt(((x - cx)/wide)**2 + ((y + .03)/.14)**2) - 1)*wide
-        tone = face.skin*(1 - .25*face.ruddy*np.array([0, 1, 1]))*(.5 + .35*scene.ambient)
-        _over(img, tone, _edge(d, px))
-        _over(img, .5*tone, .6*_edge(d + .035, 2*px))
-
-def _hair(img, x, y, face, scene, pose, px):
-    "A shell around the skull: above the hairline in front, down to the hair's length at sides and back."
-    bald = _step(face.recede, .45, .95)
-    grow = np.array([.75, 1 - .8*bald, .75])*face.volume + .012
-    axes = np.array([face.width, face.long, .55]) + grow
-    d, p, n = _surface(x, y, axes, pose)
-    phi, w = np.abs(np.arctan2(p[0]/axes[0], p[2]/axes[2])), p[1]
-    front = .41 + .3*bald + .16*face.recede*np.exp(-((phi - .6)/.3)**2) - .1*phi**2
-    line = front + (-face.hair - front)*_step(phi, .78, 1.12) - .28*_step(phi, 1.6, 2.2)
-    top = _edge(w - (1.2 - .95*bald), .06) if bald > .3 else 1
-    alpha = _edge(-d, px)*_edge(line - w + .02*scene.strands, 2.5*px)*top
-    lambert = np.maximum(sum(ni*li for ni,li in zip(n, scene.light))*.7 + .3, 0)
-    tone = (scene.ambient + (1 - scene.ambient)*lambert)*(.8 + .22*scene.strands)
-    band = .10*np.exp(-((n[1] - .55 - .2*scene.light[1])/.16)**2)*(1 + .8*scene.strands)
-    colour = _tint(face.hair_colour, tone) + _tint(.35*face.hair_colour + .05, band)
-    _over(img, np.clip(colour, 0, 1).astype('f4'), alpha)
+    lambert = np.maximum(.8*(nx*lx + ny*ly + nz*lz)/length + .2, 0)
+    half = float(np.sqrt(2 + 2*lz))
+    gloss = np.maximum((nx*lx + ny*ly + nz*(lz + 1))/(length*half), 0)
+    for _ in range(5): gloss *= gloss
+    return (scene.ambient + 1.3*(1 - scene.ambient)*lambert)*(.7 + .3*np.clip(nz, 0, 1)), gloss
 
 def _head(img, x, y, face, scene, pose, px):
     "Skin with all that is on it, under one light."
-    yn = y/face.long
-    xw = x/(1 + face.jaw*np.exp(-((yn + .62)/.32)**2) - .03*np.exp(-((yn - .1)/.3)**2))
-    axes = np.array([face.width, face.long, .55])
+    low = y*(1/face.long)
+    xw = x/(1 + face.jaw*np.exp(-((low + .62)*3)**2) - .03*np.exp(-((low - .1)*3.3)**2))
+    axes = (face.width, face.long, .55)
     d, p, n = _surface(xw, y, axes, pose)
-    u, w = np.arctan2(p[0]/axes[0], p[2]/axes[2])*axes[0], p[1]
-    ua, un = np.abs(u), u - .1*np.tan(np.clip(pose.yaw, -.7, .7))*np.clip((EYE - w)/face.nose_length, 0, 1.1)
-    skin = np.empty_like(img)
-    skin[:] = face.skin[None, :, None, None]
+    u, w = np.arctan2(p[0]*(1/axes[0]), p[2]*(1/axes[2]))*axes[0], p[1]
+    nose = u - .11*np.tan(np.clip(pose.yaw, -.65, .65))*np.clip((EYE - w)*(1/face.nose_length), 0, 1.1)
+    s = _Skin(u, nose, w, np.abs(u), np.empty_like(img), scene.strands, px)
+    s.colour[:] = face.skin[:, None, None]
     tip = EYE - face.nose_length
-    red = face.ruddy*(.55*_hill(ua - .26, w + .17, .12, .1) + .4*_hill(un, w - tip, .07, .06))
-    _over(skin, face.skin*(.95, .5, .45), red)
-    _over(skin, .5*face.skin, .35*_hill(ua - face.eye_gap, w - EYE - .01, .12, .06))
-    _paint_age(skin, ua, u, w, face)
-    _paint_beard(skin, ua, u, w, face, scene.strands, px)
-    _over(skin, .2*face.skin, .8*_hill(np.abs(un) - .5*face.nose_width, w - tip + .03, .022, .014))
-    _paint_mouth(skin, u, w, face, pose, px)
-    glint = _paint_eyes(skin, u, ua, w, face, pose, px)
-    _paint_brows(skin, ua, w, face, px)
-    tone, gloss = _shade(n, _relief(u, un, w, face, pose), scene, px)
+    blush = face.ruddy*(.6*_hill(s.side - .26, w + .17, .12, .1) + .4*_hill(nose, w - tip, .07, .06))
+    _over(s.colour, face.skin*np.array([.95, .48, .43], 'f4'), blush)
+    glint = None
+    if face.wrinkles > .05 and (part := s.part(-.5, .5, .42)): _paint_age(part, face)
+    if face.beard > .02 and (part := s.part(-1, .1, 1)): _paint_beard(part, face)
+    if part := s.part(tip - .1, tip + .05, .2): _over(part.colour, .15*face.skin, .8*_hill(np.abs(part.nose) - .48*face.nose_width, part.w - tip + .03, .022, .014))
+    if part := s.part(MOUTH - .22, MOUTH + .2, .35): _paint_mouth(part, face, pose)
+    if part := s.part(EYE - .1, EYE + .32, .45):
+        _over(part.colour, .45*face.skin, .4*_hill(part.side - face.eye_gap, part.w - EYE - .015, .11, .055))
+        _paint_brows(part, face)
+        glint = _paint_eyes(part, face, pose)
+    tone, gloss = _shade(n, _relief(s, face), scene, px)
+    skin = s.colour
     skin *= tone[:, None]
-    skin += (.05*gloss)[:, None]
-    _over(skin, np.ones(3), .9*glint)
+    skin += (.06*gloss)[:, None]
+    if glint is not None: _over(part.colour, np.ones(3, 'f4'), .9*glint)
     _over(img, skin, _edge(-d, px))
+
+# %% ../../nbs/1_corpus/02b_facebox.ipynb #d2841ffd
+def _shell(x, y, face, scene, pose):
+    "The hair as an ellipsoid around the skull: depth inside its outline, depth inside the hair on it, normal."
+    bald = float(_step(face.recede, .45, .95))
+    axes = (face.width + (.4 + .4*float(_step(face.hair, .1, .3)))*face.volume + .012, face.long + (1 - .8*bald)*face.volume + .012, .56 + .75*face.volume)
+    d, p, n = _surface(x, y, axes, pose)
+    turn, w = np.arctan2(p[0]*(1/axes[0]), p[2]*(1/axes[2])), p[1]
+    around = np.abs(turn)
+    front = .40 + .32*bald + .16*face.recede*np.exp(-((around - .6)*3.3)**2) - .1*around*around + .06*np.exp(-((turn - .5*scene.parting)*6)**2)
+    line = front + (-face.hair - front)*_step(around, .82, 1.12) - .28*_step(around, 1.6, 2.2)
+    hair = np.minimum(w - line + .012*scene.strands, w + .52)
+    if bald > .3: hair = np.minimum(hair, 1.25 - .95*bald - w)
+    return d, hair, n
+
+def _hair_colour(n, face, scene):
+    "Strands, light, and a band of gloss."
+    lambert = np.maximum(sum(a*b for a,b in zip(n, scene.light))*.7 + .3, 0)
+    tone = (scene.ambient + (1 - scene.ambient)*lambert)*(.85 + .16*scene.strands)
+    band = np.exp(-((n[1] - .5 - .2*scene.light[1])*5)**2)*(.1 + .06*scene.strands)
+    return _tint(face.hair_colour, np.maximum(tone, 0)) + _tint(.35*face.hair_colour + .04, np.maximum(band, 0))
+
+def _behind(img, x, y, x1, y1, face, scene, pose, shell, px):
+    "Shoulders, hair that hangs and hair behind the head, neck."
+    shoulder = np.maximum(y + .70 + .4*np.maximum(np.abs(x) - .25, 0)**2, np.abs(x) - .95)
+    light = scene.ambient*1.5*(1 - .25*np.abs(x + (.3 if scene.light[0] > 0 else -.3)))
+    _over(img, _tint(scene.clothes[0], light), _edge(shoulder, px))
+    _over(img, _tint(scene.clothes[1], light), .9*_edge(np.abs(shoulder + .03) - .015, px))
+    tone = _tint(face.hair_colour, scene.ambient*(1 + .3*scene.strands))
+    drift = .08*np.sin(pose.yaw)
+    if face.hair > .2:
+        width = face.width + .8*face.volume + .012
+        hang = np.abs(x1 + drift) - width + .02 - .09*np.clip(-y, 0, 1) + .7*np.maximum(y1, 0)**2
+        hang = np.maximum(hang, np.maximum(-y - face.hair - .1*np.cos(3*x), y1 - .35))
+        _over(img, tone, _edge(hang, 2*px))
+    top = 1.25 - .95*_step(face.recede, .45, .95)
+    _over(img, tone, _edge(np.maximum(np.maximum(-shell[0], -face.hair - y1), y1 - top), px))
+    wide = (.6 + face.jaw)*face.width
+    neck = np.maximum(np.abs(x - .3*drift) - wide, np.maximum(y + .3, -.72 - scene.neckline*np.clip(1 - (x*(1/wide))**2, 0, 1) - y))
+    _over(img, _tint(face.skin, (.38 + .45*_step(-y, .6, .95))*(.6 + .4*scene.ambient)), _edge(neck, px))
+
+def _ears(img, x, y, face, scene, pose, px):
+    "Two ears at the sides of the skull; turning hides one."
+    tone = face.skin*(1 - .3*face.ruddy*np.array([0, 1, 1], 'f4'))*(.5 + .35*scene.ambient)
+    for side in (-1, 1):
+        at, wide = side*face.width*np.cos(pose.yaw) - .1*np.sin(pose.yaw), .06 + .06*np.abs(np.sin(pose.yaw))
+        d = (np.sqrt(((x - at)/wide)**2 + ((y + .03)*7)**2) - 1)*wide
+        _over(img, tone, _edge(d, px))
+        _over(img, .5*tone, .6*_edge(d + .03, 2*px))
+
+def _occlude(img, x, y, scene, px):
+    "A striped thing with round corners between the face and the camera."
+    x0, y0, w, h, angle, stripes, phase = scene.occluder
+    c, s, r = float(np.cos(angle)), float(np.sin(angle)), .15
+    a, b = c*(x - x0) + s*(y + .1 - y0), c*(y + .1 - y0) - s*(x - x0)
+    d = np.hypot(np.maximum(np.abs(a) - w + r, 0), np.maximum(np.abs(b) - h + r, 0)) - r
+    _over(img, _tint(scene.clothes[1], .8 + .25*np.sin(stripes*a + phase)), _edge(d, px))
 
 def render(
     face:Face, # who
@@ -341,25 +380,19 @@ def render(
     size:int=112, # pixels
     rng:np.random.Generator|None=None, # grain of the camera; None: no grain
 ) -> np.ndarray: # (n, size, size, 3) uint8 RGB
-    "Back to front: wall, shoulders, hair, neck, ears, head, hair, and what is in the way."
-    px = np.float32(2/size)
+    "Back to front: wall, shoulders, hair behind, neck, ears, head, hair, and what is in the way; then the camera."
+    px = 2/size
     y, x = np.mgrid[1-1/size:-1+1/size:size*1j, -1+1/size:1-1/size:size*1j].astype('f4')
-    x0, y0 = (x - pose.x)/scene.zoom, (y + .03 - pose.y)/scene.zoom
+    x0, y0, px = (x - pose.x)*(1/scene.zoom), (y + .02 - pose.y)*(1/scene.zoom), px/scene.zoom
     x1, y1 = np.cos(pose.roll)*x0 + np.sin(pose.roll)*y0, np.cos(pose.roll)*y0 - np.sin(pose.roll)*x0
     img = np.repeat(scene.wall[None], len(pose.yaw), 0)
-    _behind(img, x0, y0, face, scene, pose, px)
+    shell = _shell(x1, y1, face, scene, pose)
+    _behind(img, x0, y0, x1, y1, face, scene, pose, shell, px)
     _ears(img, x1, y1, face, scene, pose, px)
     _head(img, x1, y1, face, scene, pose, px)
-    _hair(img, x1, y1, face, scene, pose, px)
+    _over(img, _hair_colour(shell[2], face, scene), _edge(-shell[0], px)*_edge(-shell[1], 2.5*px))
     if scene.occluder is not None: _occlude(img, x0, y0, scene, px)
     img *= scene.warm[:, None, None]
-    img = np.clip(img, 0, 1)**np.float32(1/2.2)
-    if rng is not None: img += np.float32(3*scene.grain)*rng.standard_normal(img.shape, 'f4')
-    return np.round(255*np.clip(img, 0, 1)).astype(np.uint8).transpose(0, 2, 3, 1)
-
-def _occlude(img, x, y, scene, px):
-    cx, cy, w, h, angle, freq, shift = scene.occluder
-    a, b = x - cx, y - cy + .05
-    a, b = np.cos(angle)*a + np.sin(angle)*b, np.cos(angle)*b - np.sin(angle)*a
-    d = np.maximum(np.abs(a) - w, np.abs(b) - h)
-    _over(img, _tint(scene.clothes[1], .75 + .25*np.sin(freq*a + shift)), _edge(d, px))
+    img = np.sqrt(np.clip(img, 0, 1))
+    if rng is not None: img += scene.grain*rng.standard_normal(img.shape, 'f4')
+    return (255*np.clip(img, 0, 1) + .5).astype(np.uint8).transpose(0, 2, 3, 1)

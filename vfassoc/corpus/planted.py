@@ -40,7 +40,7 @@ FACE_MODEL = dict(
     brow=(0, .8, dict(h1=.8), .1), nose_width=(0, .4, dict(h4=.75), .1), nose_length=(0, .2, dict(h2=.7, age=.3), .1),
     mouth=(0, 0, dict(h4=.8), .1), lips=(0, -.5, dict(h3=.6, age=-.35), .1), skin=(0, 0, {}, .1), ruddy=(0, .2, dict(age=.2), .5),
     dark=(0, 0, {}, .1), red=(-.5, 0, {}, .1), grey=(0, 0, dict(age=.92), .1), wrinkles=(0, .1, dict(age=.92), .1),
-    recede=(-1.4, 1.2, dict(age=.6, h2=.3), .05), hair=(-.4, -1.6, dict(h2=-.5), .5), volume=(0, -.2, dict(h3=.7, age=-.2), .5),
+    recede=(-1.4, 1.2, dict(age=.6, h2=.3), .05), hair=(-.5, -1.9, dict(h2=-.5), .3), volume=(0, -.2, dict(h3=.7, age=-.2), .5),
     beard=(-1.9, 2.1, dict(h1=.5), .5), iris=(0, 0, {}, .1))
 
 # invented accents and palettes: they say nothing about the people of these countries
