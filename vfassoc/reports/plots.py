@@ -74,11 +74,12 @@ def score_histogram(
     scores:np.ndarray, # (n,) of the same trials
     title:str='', # above the axes
     xlabel:str='score (cosine)', # what a score is
-    bins:int=50, # over the range of all scores
+    bins:int=0, # over the range of all scores; 0 = as many as the number of trials can fill, up to 50
     ax:Axes|None=None, # where to draw; None: a new figure
 ) -> Axes:
     "Densities of the scores of positive and negative trials, over the same bins."
     ax, labels, scores = _ax(ax, width=4), np.asarray(labels, bool), np.asarray(scores)
+    bins = bins or int(np.clip(np.sqrt(len(scores))/2, 8, 50))
     edges = np.linspace(scores.min(), scores.max(), bins + 1) if np.ptp(scores) else bins
     for keep, name, color, style in ((labels, 'one person', COLORS[0], '-'), (~labels, 'two persons', COLORS[1], '--')):
         kw = dict(bins=edges, density=True, color=color)
@@ -167,7 +168,9 @@ def best_of_each(
 
 def _show(ax:Axes, item:np.ndarray, shift:float):
     "A face (h, w, 3) or a log-mel spectrogram (bands, frames)."
-    if item.ndim == 3: ax.imshow(item)
+    if item.ndim == 3:
+        ax.imshow(item)
+        ax.spines[:].set_visible(False)
     else:
         ax.imshow(item, origin='lower', aspect='auto', cmap='magma', extent=(0, item.shape[1]*shift, 0, len(item)))
         ax.set_xlabel('time (s)', fontsize=8)

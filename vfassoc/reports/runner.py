@@ -6,7 +6,7 @@
 __all__ = ['declared', 'check_parameters', 'parse_parameters', 'find_report', 'stamp', 'to_html', 'run_report']
 
 # %% ../../nbs/7_reports/03_runner.ipynb #eb0bbbee
-import ast, hashlib, html, os, sys, time
+import ast, contextlib, hashlib, html, logging, os, sys, time
 from pathlib import Path
 
 import nbformat
@@ -24,7 +24,7 @@ def _read_report(path:Path) -> nbformat.NotebookNode:
     try: return nbformat.read(path, as_version=4)
     except FileNotFoundError: raise ConfigError(f'{path}: no such report; give the path of a notebook') from None
     except OSError as e: raise ConfigError(f'{path}: cannot be read ({e.strerror or e})') from e
-    except (ValueError, nbformat.ValidationError, nbformat.reader.NotJSONError, AttributeError) as e:
+    except (ValueError, TypeError, KeyError, AttributeError, nbformat.ValidationError) as e:
         raise ConfigError(f'{path}: not a notebook ({str(e).splitlines()[0][:80]})') from None
 
 def declared(
@@ -132,8 +132,9 @@ _PAGE = '''{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block jupyter_widgets -%}{%- endblock -%}
 {%- block html_head_css -%}<style>main{max-width:1000px;margin:auto;padding:0 1em} .jp-InputPrompt,.jp-OutputPrompt{display:none}
-details.code>summary{cursor:pointer;color:#666;font:12px monospace} .jp-RenderedHTMLCommon table{margin-left:0}
-.jp-RenderedImage img{max-width:100%}</style>{%- endblock -%}
+details.code>summary{cursor:pointer;color:#999;font:11px monospace;text-align:right} .jp-RenderedHTMLCommon table{margin-left:0}
+.jp-RenderedImage img{max-width:100%} audio{width:172px;height:32px}
+figure.sound{display:inline-block;margin:0 1em .5em 0}</style>{%- endblock -%}
 {%- block input -%}{%- if fold -%}<details class="code"><summary>code</summary>{{ super() }}</details>
 {%- else -%}{{ super() }}{%- endif -%}{%- endblock -%}'''
 
@@ -146,7 +147,7 @@ def to_html(
     "Render an executed report as one HTML file without external scripts, styles, images or sound."
     require(code in ('fold', 'show', 'hide'), 'to_html', 'code', code, 'fold, show, hide')
     page = HTMLExporter(raw_template=_PAGE.replace('if fold', f'if {str(code == "fold").lower()}'), embed_images=True,
-                        exclude_input=code == 'hide', exclude_anchor_links=True)
+                        exclude_input=code == 'hide', exclude_raw=True, exclude_anchor_links=True)
     return page.from_notebook_node(nb, resources={'metadata': {'name': title, 'path': str(folder)}})[0]
 
 # %% ../../nbs/7_reports/03_runner.ipynb #f1c7c9bf
@@ -156,12 +157,23 @@ def _where(nb, index:int) -> str:
     line = next((l.strip() for l in nb.cells[index].source.splitlines() if l.strip() and not l.lstrip().startswith('#')), '')
     return f'cell {index}' + (f' under {above[-1]!r}' if above else '') + f' (`{line[:60]}`)'
 
+@contextlib.contextmanager
+def _silent(name:str): # of a logger
+    "Keep a logger's warnings to itself for a while."
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try: yield
+    finally: log.setLevel(level)
+
 def _execute(source:Path, running:Path, parameters:dict, kernel:str, quiet:bool) -> nbformat.NotebookNode:
     "Run the notebook, saving it to `running` as it goes; errors as one line."
     bar = False if quiet else {'desc': source.stem, 'mininterval': 0.1 if sys.stderr.isatty() else 10, 'dynamic_ncols': True}
     no_braces = [str(p).replace('{', '{{').replace('}', '}}') for p in (source, running)] # papermill formats paths
-    try: return execute_notebook(*no_braces, parameters=parameters, kernel_name=kernel, progress_bar=bar,
-                                 extra_arguments=['--IPKernelApp.log_level=ERROR']) # its warnings are for servers
+    try:
+        with _silent('papermill'): # its guesses at the parameters, which have been read and checked
+            return execute_notebook(*no_braces, parameters=parameters, kernel_name=kernel, progress_bar=bar,
+                                    extra_arguments=['--IPKernelApp.log_level=ERROR']) # a kernel's warnings are for servers
     except PapermillExecutionError as e:
         index = e.cell_index - (1 if parameters else 0) # papermill has added a cell with the parameters
         what = ' '.join(f'{e.ename}: {e.evalue}'.split())
@@ -191,7 +203,7 @@ def run_report(
         nb = _execute(source, running, given, kernel, quiet)
         stamp(nb, provenance(report=source.name, sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
                              parameters={**defaults, **given}, wall_time_s=time.time() - t0))
-        text = to_html(nb, target.stem, source.parent, code)
+        text = to_html(nb, str(given.get('title') or target.stem), source.parent, code)
         with atomic_path(target) as tmp: nbformat.write(nb, tmp)
         with atomic_path(page) as tmp: tmp.write_text(text, encoding='utf-8')
         failed.unlink(missing_ok=True)
@@ -201,5 +213,6 @@ def run_report(
         raise RunError(f'{e}; the executed part is in {failed}') from None
     except OSError as e:
         raise RunError(f'{target}: cannot be written ({e.strerror or e}); free space or choose another folder') from e
-    finally: running.unlink(missing_ok=True)
+    finally:
+        with contextlib.suppress(OSError): running.unlink()
     return target, page

@@ -10,6 +10,7 @@ __all__ = ['RECORD', 'KEY', 'RETRIEVAL', 'VERIFICATION', 'MATCHING', 'RANKING', 
 # %% ../../nbs/7_reports/01_tables.ipynb #5b79ba04
 import json, zlib
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,11 @@ def _without_seeds(config):
     if isinstance(config, dict): return {k: _without_seeds(v) for k,v in sorted(config.items()) if k != 'seed'}
     return [_without_seeds(v) for v in config] if isinstance(config, list) else config
 
-def _seeds(config, path='') -> dict:
-    "Every seed of a configuration, by its place in it."
-    if not isinstance(config, dict): return {}
-    out = {path + k: v for k,v in config.items() if k == 'seed'}
-    for k,v in config.items(): out |= _seeds(v, f'{path}{k}.')
-    return out
+def _seeds(config, path='') -> str:
+    "Every seed of a configuration with its place in it: 'train.seed=3'."
+    if not isinstance(config, dict): return ''
+    found = [f'{path}{k}={v}' if k == 'seed' else _seeds(v, f'{path}{k}.') for k,v in config.items()]
+    return ' '.join(filter(None, found))
 
 def run_table(
     runs:list[str|Path], # run folders
@@ -42,7 +42,7 @@ def run_table(
     rows = []
     for r in map(open_run, runs):
         config, about = read_json(r.config), read_json(r.provenance) if r.provenance.exists() else {}
-        rows.append(dict(run=r.path, name=str(config.get('name') or r.path.name), seed=json.dumps(_seeds(config)),
+        rows.append(dict(run=r.path, name=str(config.get('name') or r.path.name), seed=_seeds(config),
                          recipe=json.dumps(_without_seeds(config)), corpus=about.get('corpus_hash')))
     if not rows: raise RunError('report: no runs given; name at least one run folder')
     t = pd.DataFrame(rows)
@@ -85,16 +85,17 @@ def seed_interval(
     x:np.ndarray, # (n,) one value per seed, n >= 2
     level:float=0.95, # coverage
 ) -> tuple[float,float,float]: # mean, low, high
-    "Mean over seeds with its Student t interval."
+    "Mean over seeds with its Student t interval, cut to [0, 1], where all our scores live."
     x = np.asarray(x, float)
     half = stats.t.ppf((1 + level)/2, len(x) - 1)*x.std(ddof=1)/np.sqrt(len(x))
-    return x.mean(), x.mean() - half, x.mean() + half
+    return x.mean(), max(0., x.mean() - half), min(1., x.mean() + half)
 
 def merge_seeds(
     scores:pd.DataFrame, # from `read_scores`
 ) -> pd.DataFrame: # one row per method and score; column seeds = how many runs it stands for
     "Runs that differ only in seeds become one row: mean and t interval; a single run keeps its own interval."
     def merge(g):
+        if g.run.duplicated().any(): raise RunError(f'{g.run.iloc[0]}: metrics.json has several scores for {tuple(g[KEY].iloc[0])}; evaluate again')
         row = g.iloc[0].copy()
         row['seeds'] = len(g)
         if len(g) > 1:
@@ -133,7 +134,7 @@ def _auc(strata): return [Column('verification (AUC)', s, 'verification', 'auc',
 RETRIEVAL = [Column('retrieval (mAP)', a, 'retrieval', 'map', 'U', d, decimals=2) for d,a in _ARROW.items()]
 VERIFICATION = _auc(['U', 'G', 'N', 'A', 'GN', 'GNA']) + RETRIEVAL # CMPC, Table 2
 MATCHING = _matching(['U', 'G', 'N', 'GN']) # CMPC, Table 1
-RANKING = [Column(f'retrieval {a}', label, 'retrieval', metric, 'U', d, decimals=2) for d,a in _ARROW.items()
+RANKING = [Column(f'retrieval {a}', label, 'retrieval', metric, 'U', d, decimals=1 + (metric == 'map')) for d,a in _ARROW.items()
            for metric,label in (('map', 'mAP'), ('recall@1', 'R@1'), ('recall@5', 'R@5'), ('recall@10', 'R@10'), ('mrr', 'MRR'))]
 PAPERS = _auc(['U', 'G', 'N', 'A', 'GN', 'GNA']) + MATCHING + RETRIEVAL # CMPC, both tables
 SUMMARY = _auc('UG') + [Column('verification (EER)', 'U', 'verification', 'eer')] + _matching('UG') + RETRIEVAL # FAA, Table 2
@@ -206,10 +207,11 @@ def as_html(
 ) -> Styler: # what a notebook shows; `.to_html()` for a page
     "The table with chance, ceiling and same-video share in grey."
     grey = [i for i in table.index if i in REFERENCES.values()]
-    look = [{'selector': 'td, th', 'props': 'text-align:right; white-space:nowrap; padding:2px 10px'},
+    look = [{'selector': 'td, th', 'props': 'text-align:right; white-space:nowrap; padding:2px 8px; vertical-align:top'},
             {'selector': 'th.row_heading', 'props': 'text-align:left'}, {'selector': 'th.col_heading.level0', 'props': 'text-align:center'},
             {'selector': 'caption', 'props': 'text-align:left; font-weight:bold; padding:4px 0'}]
-    style = table.style.set_table_styles(look).set_uuid(f'{zlib.crc32((table.to_csv() + caption).encode()):x}')
+    two_lines = lambda c: c.replace(' [', '<br><span style="font-size:80%;color:#666666">[') + '</span>'*(' [' in c)
+    style = table.style.format(two_lines).format_index(escape).set_table_styles(look).set_uuid(f'{zlib.crc32((table.to_csv() + caption).encode()):x}')
     if grey:
         style = style.set_properties(subset=(grey, slice(None)), color='#808080')
         style = style.apply_index(lambda s: ['color:#808080; font-weight:normal' if i in grey else '' for i in s], axis=0)

@@ -1,0 +1,258 @@
+"Reports at tiny scale: what goes wrong before, during and after a notebook runs, and what the page of a good one holds."
+import hashlib, json, os, re
+
+import nbformat, numpy as np, pandas as pd, pytest
+from bs4 import BeautifulSoup
+from matplotlib import pyplot as plt
+
+from checkout import ROOT
+from fake_run import make_run
+from vfassoc.core import ConfigError, RunError, read_json, write_json
+from vfassoc.reports import plots, runner, tables
+from vfassoc.reports.runner import declared, find_report, parse_parameters, run_report
+
+EVALUATE = ROOT/'nbs'/'reports'/'evaluate.ipynb'
+
+def report(path, *cells, parameters="text = 'x'\nn = 1\nrate = 0.5\nflag = True\nnames = []", marked=1, markdown=None):
+    new = nbformat.v4
+    first = [new.new_code_cell(parameters, metadata={'tags': ['parameters']}) for _ in range(marked)]
+    nb = new.new_notebook(cells=[new.new_markdown_cell(markdown or '# Small'), *first, *map(new.new_code_cell, cells)],
+                          metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}})
+    nbformat.write(nb, path)
+    return path
+
+def one_line(e): return '\n' not in str(e.value)
+
+# ---- before it runs
+
+@pytest.mark.parametrize('parameters, word', [
+    ({'txet': 'y'}, "unknown parameter 'txet'"), ({'n': 1.5}, 'not of type int'), ({'n': True}, 'not of type int'), ({'n': '1'}, 'not of type int'),
+    ({'rate': 'fast'}, 'not of type float'), ({'flag': 1}, 'not of type bool'), ({'text': None}, 'not of type str'), ({'names': 'a'}, 'not of type list'),
+])
+def test_wrong_parameters_run_nothing(tmp_path, parameters, word):
+    source = report(tmp_path/'small.ipynb', f'open({str(tmp_path/"ran")!r}, "w")')
+    with pytest.raises(ConfigError, match=word) as e: run_report(source, tmp_path/'out'/'r', parameters, quiet=True)
+    assert one_line(e) and sorted(p.name for p in tmp_path.iterdir()) == ['small.ipynb']
+
+@pytest.mark.parametrize('marked', [0, 2])
+def test_one_parameters_cell(tmp_path, marked):
+    with pytest.raises(ConfigError, match=f'{marked} cells are tagged') as e:
+        run_report(report(tmp_path/'small.ipynb', '1', marked=marked), tmp_path/'r', {})
+    assert one_line(e)
+
+@pytest.mark.parametrize('source', ['n:int = 1', 'n = 1 + 1', 'n = m = 1', 'n, m = 1, 2', 'import os', 'n = f(1)', 'n = (', 'n.a = 1'])
+def test_parameters_are_plain_literals(tmp_path, source):
+    with pytest.raises(ConfigError, match='parameters') as e: declared(report(tmp_path/'small.ipynb', '1', parameters=source))
+    assert one_line(e)
+
+def test_comments_and_equal_signs_do_not_confuse(tmp_path):
+    source = report(tmp_path/'small.ipynb', '1', parameters="a = 'x=y' # '' = nothing\nb = {'k': [1, None]}\nc = -1")
+    assert declared(source) == {'a': 'x=y', 'b': {'k': [1, None]}, 'c': -1}
+
+@pytest.mark.parametrize('content', [None, '', 'not json', '{}', '[]', '{"cells": 3}'])
+def test_not_a_notebook(tmp_path, content):
+    path = tmp_path/'broken.ipynb'
+    if content is not None: path.write_text(content)
+    with pytest.raises(ConfigError) as e: run_report(path, tmp_path/'r', {})
+    assert str(path) in str(e.value) and one_line(e)
+
+def test_find_report(tmp_path, monkeypatch):
+    monkeypatch.delenv('VFASSOC_SETTINGS', raising=False)
+    monkeypatch.chdir(ROOT/'tests')
+    assert find_report('evaluate') == find_report('evaluate.ipynb') == EVALUATE
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match='clone'): find_report('evaluate')
+    monkeypatch.setenv('VFASSOC_SETTINGS', str(ROOT/'settings.ini'))
+    assert find_report('evaluate') == EVALUATE
+
+def test_command_line_parameters(tmp_path):
+    source = report(tmp_path/'small.ipynb', '1')
+    assert parse_parameters(source, ['n=3', 'text=3', "names=['a=b']", 'flag=False', 'rate=2']) == \
+           {'n': 3, 'text': '3', 'names': ['a=b'], 'flag': False, 'rate': 2}
+    for bad, word in (('n=x', 'not of type int'), ('n', 'name=value'), ('m=1', 'unknown')):
+        with pytest.raises(ConfigError, match=word): parse_parameters(source, [bad])
+
+# ---- while it runs
+
+def test_values_arrive_unchanged(tmp_path):
+    "Quotes, newlines, letters of any alphabet and braces, in values and in paths."
+    folder = tmp_path/'out {x} größe'
+    folder.mkdir()
+    values = dict(text='a "b" \'c\' \\n {d}\n é 声', names=['x = 1', '{y}'], n=-3, rate=1e-9, flag=False)
+    source = report(folder/'small.ipynb', 'import json\nprint(json.dumps([text, names, n, rate, flag]))')
+    out, page = run_report(source, folder/'res.v1', values, quiet=True)
+    assert (out.name, page.name) == ('res.v1.ipynb', 'res.v1.html')
+    nb = nbformat.read(out, as_version=4)
+    printed = [c.outputs[0].text for c in nb.cells if c.cell_type == 'code' and c.outputs][0]
+    assert json.loads(printed) == [values[k] for k in ('text', 'names', 'n', 'rate', 'flag')]
+    assert nb.metadata.vfassoc.parameters == values and nb.metadata.vfassoc.sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+    last = nb.cells[-1].source
+    assert last.startswith('## Provenance') and nb.metadata.vfassoc.python in last and '声' in last
+
+def test_a_failing_cell_keeps_the_old_result(tmp_path):
+    source = report(tmp_path/'small.ipynb', '# a comment\nx = 12345', "if not flag:\n    raise ValueError('first\\nsecond')\nx")
+    out, page = run_report(source, tmp_path/'out'/'r', {}, quiet=True)
+    before = out.read_bytes(), page.read_bytes()
+    with pytest.raises(RunError) as e: run_report(source, tmp_path/'out'/'r', {'flag': False}, quiet=True)
+    assert one_line(e) and "cell 3 under 'Small' (`if not flag:`): ValueError: first second" in str(e.value) and 'r.failed.ipynb' in str(e.value)
+    assert (out.read_bytes(), page.read_bytes()) == before
+    assert sorted(p.name for p in out.parent.iterdir()) == ['r.failed.ipynb', 'r.html', 'r.ipynb']
+    failed = nbformat.read(out.with_name('r.failed.ipynb'), as_version=4)
+    assert any(o.output_type == 'error' and o.ename == 'ValueError' for c in failed.cells for o in c.get('outputs', []))
+    run_report(source, tmp_path/'out'/'r', {}, quiet=True)
+    assert sorted(p.name for p in out.parent.iterdir()) == ['r.html', 'r.ipynb'], 'a failure that was repaired leaves nothing behind'
+
+def test_cell_number_without_given_parameters(tmp_path):
+    with pytest.raises(RunError, match=r'cell 2 under .Small. \(`1/0`\): ZeroDivisionError'):
+        run_report(report(tmp_path/'small.ipynb', '1/0'), tmp_path/'r', {}, quiet=True)
+
+def test_a_kernel_that_dies(tmp_path):
+    source = report(tmp_path/'small.ipynb', 'import os\nos._exit(1)')
+    with pytest.raises(RunError, match='the kernel died') as e: run_report(source, tmp_path/'out'/'r', {}, quiet=True)
+    assert one_line(e) and not (tmp_path/'out'/'r.ipynb').exists() and not list((tmp_path/'out').glob('.*'))
+
+def test_no_such_kernel(tmp_path):
+    with pytest.raises(ConfigError, match="no Jupyter kernel 'python2'") as e:
+        run_report(report(tmp_path/'small.ipynb', '1'), tmp_path/'out'/'r', {}, kernel='python2', quiet=True)
+    assert one_line(e) and not list((tmp_path/'out').iterdir())
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path/'file').write_text('')
+    with pytest.raises(RunError, match='cannot be written') as e: run_report(report(tmp_path/'small.ipynb', '1'), tmp_path/'file'/'r', {}, quiet=True)
+    assert one_line(e)
+
+def test_a_full_disk_keeps_the_old_result(tmp_path, monkeypatch):
+    source = report(tmp_path/'small.ipynb', 'n')
+    out, page = run_report(source, tmp_path/'out'/'r', {}, quiet=True)
+    before = out.read_bytes(), page.read_bytes()
+    def full(*a, **kw): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(runner.nbformat, 'write', full)
+    with pytest.raises(RunError, match='No space left') as e: run_report(source, tmp_path/'out'/'r', {'n': 2}, quiet=True)
+    assert one_line(e) and (out.read_bytes(), page.read_bytes()) == before
+    assert not list(out.parent.glob('.*'))
+
+def test_the_source_is_not_overwritten(tmp_path):
+    source = report(tmp_path/'small.ipynb', '1')
+    before = source.read_bytes()
+    with pytest.raises(ConfigError, match='another file'): run_report(source, tmp_path/'small', {}, quiet=True)
+    assert source.read_bytes() == before
+
+def test_code_is_folded_shown_or_hidden():
+    new = nbformat.v4
+    nb = new.new_notebook(cells=[new.new_raw_cell('---\nskip_exec: true\n---'), new.new_code_cell('answer = 42')])
+    pages = {k: runner.to_html(nb, 'T & t', code=k) for k in ('fold', 'show', 'hide')}
+    assert {k: ('<details' in p, '42' in BeautifulSoup(p, 'html.parser').get_text()) for k,p in pages.items()} == \
+           {'fold': (True, True), 'show': (False, True), 'hide': (False, False)}
+    assert all('skip_exec' not in p and '<title>T &amp; t</title>' in p for p in pages.values())
+    with pytest.raises(ConfigError, match='fold, show, hide'): runner.to_html(nb, 't', code='no')
+
+def test_pictures_of_markdown_cells_are_in_the_page(tmp_path):
+    fig, ax = plots.canvas()
+    fig.savefig(tmp_path/'a.png')
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell('![picture](a.png)')])
+    assert outside(runner.to_html(nb, 't', tmp_path)) == []
+
+# ---- the evaluation report
+
+def outside(html:str) -> list[str]:
+    "Every address that a browser would fetch to show the page."
+    soup = BeautifulSoup(html, 'html.parser')
+    found = [t[a] for t in soup.find_all(True) for a in ('src', 'href', 'srcset', 'data', 'poster') if t.get(a) and t.name != 'a']
+    text = ' '.join(t.get_text() for t in soup.find_all(['style', 'script'])) + ' '.join(t['style'] for t in soup.find_all(style=True))
+    found += re.findall(r'url\(\s*["\']?([^)"\']+)', text) + re.findall(r'@import\s+["\']([^"\']+)', text) + re.findall(r'import[^;]*?from\s*["\']([^"\']+)', text)
+    return [f for f in found if not f.startswith(('data:', '#'))]
+
+def test_outside_notices():
+    for html in ('<script src="https://a/b.js"></script>', '<link rel="stylesheet" href="//a/b.css">', '<img src="x.png">', '<audio><source src="http://a"></audio>',
+                 '<style>@import "http://a"; p {background: url(http://b)}</style>', '<script type="module">import m from "https://a"</script>'):
+        assert outside(html), html
+    assert not outside('<a href="https://a">text</a><img src="data:image/png;base64,xx"><svg><use href="#a"/></svg>')
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    d = tmp_path_factory.mktemp('fake')
+    return [make_run(d/'runs'/f'cid-{s}', d/'corpus', s) for s in range(2)] + [make_run(d/'runs'/'other', d/'corpus', 0, 'Other <b>', 3.)]
+
+def fingerprint(folders): return {p: hashlib.sha256(p.read_bytes()).hexdigest() for d in folders for p in d.rglob('*') if p.is_file()}
+
+@pytest.fixture(scope='module')
+def made(runs, tmp_path_factory):
+    d = tmp_path_factory.mktemp('report')
+    before = fingerprint(runs)
+    out, page = run_report(EVALUATE, d/'evaluate', dict(runs=runs, figures=d/'figures', examples=1, top=3, title='Tiny'), quiet=True)
+    return out, page, d/'figures', before == fingerprint(runs)
+
+def test_reads_run_folders_and_writes_nothing_there(made): assert made[3]
+
+def test_page_needs_no_network(made): assert outside(made[1].read_text()) == []
+
+def test_page_has_the_scores_of_the_runs(made, runs):
+    text = BeautifulSoup(made[1].read_text(), 'html.parser').get_text(' ')
+    for r, n in ((runs[:2], 2), (runs[2:], 1)):
+        auc = np.mean([next(s['value'] for s in read_json(p/'metrics.json')['scores'] if (s['metric'], s['stratum']) == ('auc', 'G')) for p in r])
+        assert f'{100*auc:.1f}' in text
+    assert 'CID (2 seeds)' in text and 'Other <b>' in text, 'a method\'s name is text, not markup'
+    assert 'no age in this corpus' in text and 'same-video positives' in text and 'Tiny' in text
+
+def test_page_has_pictures_and_sound(made):
+    soup = BeautifulSoup(made[1].read_text(), 'html.parser')
+    assert len(soup.select('audio source[src^="data:audio/wav"]')) == 1 + 3, 'a probe voice; the first three voices for a probe face'
+    assert len(soup.select('img[src^="data:image/png"]')) == 7
+    assert {p.name for p in made[2].iterdir()} == {f'{n}.png' for n in ('verification', 'matching', 'roc', 'scores', 'training', 'retrieval-voice-1', 'retrieval-face-1')}
+
+def test_roc_curve_agrees_with_the_table(made, runs):
+    "The AUC in the legend comes from the trials, the one in the table from metrics.json."
+    t = pd.read_parquet(runs[2]/'trials.parquet').query('stratum == "U"')
+    ax = plots.roc({'m': (t.label, t.score)})
+    value = next(s['value'] for s in read_json(runs[2]/'metrics.json')['scores'] if (s['metric'], s['stratum']) == ('auc', 'U'))
+    assert ax.get_legend().get_texts()[-1].get_text() == f'm, AUC {100*value:.1f}'
+
+def test_a_corpus_that_is_gone_is_said_in_its_place(runs, tmp_path):
+    out, page = run_report(EVALUATE, tmp_path/'r', dict(runs=runs[:1], figures=tmp_path/'f', corpus=str(tmp_path/'gone')), quiet=True)
+    assert 'The corpus is not at' in page.read_text() and 'Provenance' in page.read_text()
+    assert 'roc.png' in {p.name for p in (tmp_path/'f').iterdir()} and '<audio' not in page.read_text()
+
+def test_a_run_without_scores_is_one_line(tmp_path):
+    write_json(tmp_path/'run'/'config.json', {'name': 'x'})
+    with pytest.raises(RunError, match='metrics.json: no such file') as e:
+        run_report(EVALUATE, tmp_path/'r', dict(runs=[tmp_path/'run']), quiet=True)
+    assert one_line(e) and not (tmp_path/'r.html').exists()
+
+# ---- tables and plots
+
+def test_tables_of_odd_runs(tmp_path, runs):
+    with pytest.raises(RunError, match='no run here'): tables.read_scores([tmp_path])
+    with pytest.raises(RunError, match='no runs given'): tables.read_scores([])
+    with pytest.raises(RunError, match='different corpora'): tables.read_scores([runs[0], make_run(tmp_path/'b', tmp_path/'corpus', 3, corpus_hash='other')])
+    m = read_json(runs[0]/'metrics.json')
+    old = make_run(tmp_path/'old', tmp_path/'corpus', 4)
+    write_json(old/'metrics.json', {**m, 'schema': 0})
+    with pytest.raises(RunError, match='schema 0'): tables.read_scores([old])
+    write_json(old/'metrics.json', {**m, 'scores': m['scores'] + m['scores'][:1]})
+    with pytest.raises(RunError, match='several scores'): tables.paper_table(tables.read_scores([old]))
+    write_json(old/'metrics.json', {**m, 'scores': []})
+    assert 'CID' not in tables.as_text(tables.paper_table(tables.read_scores([runs[0]]), tables.VERIFICATION[3:4]).iloc[1:])
+
+def test_the_three_forms_say_the_same(runs):
+    t = tables.paper_table(tables.read_scores(runs))
+    cells = {c for c in t.to_numpy().ravel() if c != '–'}
+    html = BeautifulSoup(tables.as_html(t).to_html(), 'html.parser').get_text()
+    for c in cells: assert c in tables.as_text(t) and c in tables.as_markdown(t) and c.replace(' [', '[') in html
+    assert len({l.count('|') for l in tables.as_markdown(t).splitlines()}) == 1
+
+def test_merged_seeds_are_a_mean_over_runs(runs):
+    s = tables.read_scores(runs)
+    m = tables.merge_seeds(s).query('method == "CID" and metric == "auc" and stratum == "U"')
+    x = s.query('method == "CID" and metric == "auc" and stratum == "U"').value.to_numpy()
+    assert len(x) == 2 and m.value.item() == pytest.approx(x.mean()) and m.seeds.item() == 2
+    assert m.high.item() == pytest.approx(min(1, x.mean() + 12.7062*abs(x[0] - x[1])/2), rel=1e-4)
+
+def test_plots_of_little_data():
+    "One method, equal scores, nothing known about the ceiling, a run that was never validated: still a figure."
+    y, s = np.array([0, 1, 0, 1]), np.zeros(4)
+    plots.roc({'m': (y, s)}, ceiling=float('nan')), plots.score_histogram(y, s)
+    plots.bars(['U'], {'m': np.array([[.6, np.nan, np.nan]])}, ceiling=np.array([np.nan]))
+    fig = plots.training_curves({'m': pd.DataFrame(dict(epoch=[1], loss=[2.], valid_auc=[np.nan], lr=[.1]))})
+    assert [a.get_ylabel() for a in fig.axes] == ['training loss', 'learning rate']
+    plots.training_curves({'m': pd.DataFrame(dict(epoch=[], loss=[]))})
+    assert not plt.get_fignums(), 'figures are not kept open'
