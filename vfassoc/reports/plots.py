@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import norm
-from sklearn.metrics import roc_auc_score, roc_curve
+
+from ..evaluation.metrics import auc, roc as roc_points
 
 # %% ../../nbs/7_reports/02_plots.ipynb #0337a809
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#F0E442') # Okabe and Ito, strong ones first
@@ -41,11 +42,11 @@ def _ax(ax, **kw) -> Axes: return canvas(**kw)[1] if ax is None else ax
 
 # %% ../../nbs/7_reports/02_plots.ipynb #f8448bb8
 def binormal_roc(
-    auc:float, # area, 0.5 to 1
+    area:float, # AUC, 0.5 to 1
     fpr:np.ndarray, # (n,) false positive rates
 ) -> np.ndarray: # (n,) true positive rates
     "The ROC curve of two Gaussians of equal variance with the given area."
-    return norm.cdf(np.sqrt(2)*norm.ppf(auc) + norm.ppf(fpr))
+    return norm.cdf(np.sqrt(2)*norm.ppf(area) + norm.ppf(fpr))
 
 def roc(
     curves:dict[str,tuple], # name -> (labels (n,) 0 or 1, scores (n,))
@@ -56,14 +57,14 @@ def roc(
     ax = _ax(ax, width=4, height=4)
     ax.plot([0, 100], [0, 100], color=GREY, lw=1, ls=':', label='chance, AUC 50.0')
     if isinstance(ceiling, tuple):
-        fpr, tpr, _ = roc_curve(*ceiling)
-        ax.plot(100*fpr, 100*tpr, color=INK, lw=1, ls=(0, (1, 2)), label=f'ceiling, AUC {100*roc_auc_score(*ceiling):.1f}')
+        fpr, tpr, _ = roc_points(*ceiling)
+        ax.plot(100*fpr, 100*tpr, color=INK, lw=1, ls=(0, (1, 2)), label=f'ceiling, AUC {100*auc(*ceiling):.1f}')
     elif ceiling is not None and np.isfinite(ceiling):
         fpr = np.linspace(0, 1, 201)
         ax.plot(100*fpr, 100*binormal_roc(ceiling, fpr), color=INK, lw=1, ls=(0, (1, 2)), label=f'ceiling, AUC {100*ceiling:.1f} (shape assumed)')
     for i,(name,(labels,scores)) in enumerate(curves.items()):
-        fpr, tpr, _ = roc_curve(labels, scores)
-        ax.plot(100*fpr, 100*tpr, color=COLORS[i % 7], ls=STYLES[i % 7], lw=1.8, label=f'{name}, AUC {100*roc_auc_score(labels, scores):.1f}')
+        fpr, tpr, _ = roc_points(labels, scores)
+        ax.plot(100*fpr, 100*tpr, color=COLORS[i % 7], ls=STYLES[i % 7], lw=1.8, label=f'{name}, AUC {100*auc(labels, scores):.1f}')
     ax.set(xlabel='false positive rate (%)', ylabel='true positive rate (%)', xlim=(-1, 101), ylim=(-1, 101), aspect='equal')
     ax.legend(loc='lower right', fontsize=8, frameon=False)
     return ax

@@ -17,7 +17,7 @@ from nbconvert import HTMLExporter
 from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from ..core import ConfigError, RunError, atomic_path, load_settings, provenance, require
+from ..core import ConfigError, RunError, atomic_path, provenance, require
 
 # %% ../../nbs/7_reports/03_runner.ipynb #d1ac57e0
 def _read_report(path:Path) -> nbformat.NotebookNode:
@@ -173,7 +173,7 @@ def _execute(source:Path, running:Path, parameters:dict, kernel:str, quiet:bool)
     try:
         with _silent('papermill'): # its guesses at the parameters, which have been read and checked
             return execute_notebook(*no_braces, parameters=parameters, kernel_name=kernel, progress_bar=bar,
-                                    extra_arguments=['--IPKernelApp.log_level=ERROR']) # a kernel's warnings are for servers
+                                    extra_arguments=['--IPKernelApp.log_level=CRITICAL']) # what a kernel logs is for servers
     except PapermillExecutionError as e:
         index = e.cell_index - (1 if parameters else 0) # papermill has added a cell with the parameters
         what = ' '.join(f'{e.ename}: {e.evalue}'.split())

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECORD', 'KEY', 'RETRIEVAL', 'VERIFICATION', 'MATCHING', 'RANKING', 'PAPERS', 'SUMMARY', 'REFERENCES', 'run_table',
-           'read_scores', 'read_notes', 'seed_interval', 'merge_seeds', 'Column', 'percent', 'paper_table', 'as_text',
-           'as_markdown', 'as_html']
+           'read_scores', 'read_notes', 'merge_seeds', 'Column', 'percent', 'paper_table', 'as_text', 'as_markdown',
+           'as_html']
 
 # %% ../../nbs/7_reports/01_tables.ipynb #5b79ba04
 import json, zlib
@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
-from scipy import stats
 
 from ..core import RunError, open_run, read_json
+from ..evaluation.metrics import seed_interval
 
 # %% ../../nbs/7_reports/01_tables.ipynb #64801498
 RECORD = ('task', 'direction', 'stratum', 'candidates', 'metric', 'value', 'low', 'high', 'chance', 'ceiling',
@@ -81,15 +81,6 @@ def read_notes(
     return notes
 
 # %% ../../nbs/7_reports/01_tables.ipynb #1e578383
-def seed_interval(
-    x:np.ndarray, # (n,) one value per seed, n >= 2
-    level:float=0.95, # coverage
-) -> tuple[float,float,float]: # mean, low, high
-    "Mean over seeds with its Student t interval, cut to [0, 1], where all our scores live."
-    x = np.asarray(x, float)
-    half = stats.t.ppf((1 + level)/2, len(x) - 1)*x.std(ddof=1)/np.sqrt(len(x))
-    return x.mean(), max(0., x.mean() - half), min(1., x.mean() + half)
-
 def merge_seeds(
     scores:pd.DataFrame, # from `read_scores`
 ) -> pd.DataFrame: # one row per method and score; column seeds = how many runs it stands for
@@ -99,7 +90,7 @@ def merge_seeds(
         row = g.iloc[0].copy()
         row['seeds'] = len(g)
         if len(g) > 1:
-            row['value'], row['low'], row['high'] = seed_interval(g.value)
+            row[['value', 'low', 'high']] = np.clip(seed_interval(g.value), 0, 1)
             for k in ('chance', 'ceiling', 'same_video'): row[k] = g[k].mean()
         return row
     groups = [merge(g) for _, g in scores.groupby(['method', *KEY], sort=False, dropna=False)]
