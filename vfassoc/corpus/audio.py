@@ -22,61 +22,71 @@ from ..core import CorpusError, rng_for
 SAMPLE_RATE = 16000 # samples per second of every waveform in the book
 
 def _missing_bytes(
-    f, # a file open for reading in binary, at its start
-) -> int: # bytes of sound that a RIFF header promises and the file does not hold; 0 for other formats
-    "Walk the chunks of a RIFF file to `data`; a length of 0 or 2³²-1 there means that it was written to a pipe."
-    size, at, head = os.fstat(f.fileno()).st_size, 12, f.read(4096)
-    if head[:4] != b'RIFF': return 0
-    while at + 8 <= len(head):
-        name, n = head[at:at + 4], int.from_bytes(head[at + 4:at + 8], 'little')
-        if name == b'data': return 0 if n in (0, 2**32 - 1) else max(0, at + 8 + n - size)
-        at += 8 + n + n % 2
+    path:str|Path, # a sound file
+) -> int: # bytes of sound that its RIFF header promises and the file does not hold; 0 for other formats
+    "Walk the chunks of a RIFF file to `data`; a length of 0 or 2**32 - 1 means that it was written to a pipe."
+    with open(path, 'rb', buffering=0) as f:
+        if f.read(12)[:4] != b'RIFF': return 0
+        while len(head := f.read(8)) == 8:
+            n = int.from_bytes(head[4:], 'little')
+            if head[:4] == b'data':
+                return 0 if n in (0, 2**32 - 1) else max(0, f.tell() + n - os.fstat(f.fileno()).st_size)
+            f.seek(n + n % 2, os.SEEK_CUR)
     return 0
+
+_AGAIN = 'run `vfassoc prepare --check full`, which leaves such files out'
+
+def _read(path:str|Path, size:int|None, rng) -> tuple[np.ndarray, int]: # (t,) mono samples in the file's own rate; the rate
+    "Seek to the crop and read it, no more."
+    with soundfile.SoundFile(path) as f:
+        want = f.frames if size is None else min(f.frames, -(-size*f.samplerate//SAMPLE_RATE))
+        if want < f.frames: f.seek((f.frames - want)//2 if rng is None else int(rng.integers(f.frames - want + 1)))
+        x = f.read(want, dtype='float32', always_2d=True)
+        if not len(x) or len(x) < want:
+            raise CorpusError(f'{path}: {len(x)} of {want} samples are there (truncated); {_AGAIN}')
+        x = x[:, 0] if f.channels == 1 else x.mean(1)
+        if f.subtype in ('FLOAT', 'DOUBLE') and not np.isfinite(x).all():
+            raise CorpusError(f'{path}: some samples are not numbers; {_AGAIN}')
+        return x, f.samplerate
 
 def read_audio(
     path:str|Path, # wav, flac or ogg of any rate, width and channel count
     seconds:float|None=None, # length of the crop; None: the whole clip
     rng:np.random.Generator|None=None, # draws the crop's place; None: the middle
-) -> np.ndarray: # (t,) float32 waveform in [-1, 1], mono, 16 kHz; t = round(16000·seconds)
+) -> np.ndarray: # (t,) float32 waveform in [-1, 1], mono, 16 kHz; t = round(16000*seconds)
     "Read a clip or a crop of it; a clip shorter than `seconds` is repeated. Raises `CorpusError` naming the file."
-    again = 'run `vfassoc prepare` again with the full check, which leaves such files out'
+    size = None if seconds is None else round(seconds*SAMPLE_RATE)
     try:
-        with open(path, 'rb') as raw:
-            if _missing_bytes(raw): raise CorpusError(f'{path}: the file is shorter than its header says (truncated); {again}')
-            raw.seek(0)
-            with soundfile.SoundFile(raw.fileno(), closefd=False) as f:
-                rate, n = f.samplerate, f.frames
-                want = n if seconds is None else min(n, -int(-seconds*rate//1))
-                if want < n: f.seek(int(rng.integers(n - want + 1)) if rng is not None else (n - want)//2)
-                x = f.read(want, dtype='float32', always_2d=True).mean(1)
-    except (OSError, soundfile.LibsndfileError) as e: raise CorpusError(f'{path}: cannot be read ({e}); {again}') from None
-    if not n or len(x) < want: raise CorpusError(f'{path}: {len(x)} of {want} samples could be decoded (truncated or empty); {again}')
-    if rate != SAMPLE_RATE: x = resample(torch.from_numpy(x), rate, SAMPLE_RATE).numpy()
-    return x if seconds is None else np.resize(x, round(seconds*SAMPLE_RATE))
+        if _missing_bytes(path): raise CorpusError(f'{path}: shorter than its header says (truncated); {_AGAIN}')
+        x, rate = _read(path, size, rng)
+    except (OSError, soundfile.LibsndfileError) as e:
+        raise CorpusError(f'{path}: cannot be read ({e}); {_AGAIN}') from None
+    if rate != SAMPLE_RATE: x = resample(torch.from_numpy(np.ascontiguousarray(x)), rate, SAMPLE_RATE).numpy()
+    return x if size in (None, len(x)) else np.resize(x, size)
 
 # %% ../../nbs/1_corpus/03_audio.ipynb #b63532de
+def _decode(f:soundfile.SoundFile) -> str: # why the sound is unfit; '' if it is fit
+    "Decode a whole open file, block by block."
+    n, peak = 0, 0.
+    for block in f.blocks(2**16, dtype='float32'): n, peak = n + len(block), np.maximum(peak, np.abs(block).max())
+    return ('truncated audio' if n < f.frames else 'samples that are not numbers' if not np.isfinite(peak) else
+            '' if peak else 'silence')
+
 def probe_audio(
     path:str|Path, # a sound file
     full:bool=False, # decode all of it, not only the header
-) -> tuple[float, str, tuple[str, ...]]: # seconds; why it is unfit ('' = it is fit); what reading it repairs
-    "Look at a clip without raising; fit clips hold at least half a second."
+) -> tuple[float, str, tuple[str, ...]]: # seconds; why it is unfit ('': it is fit); what reading it repairs
+    "Look at a clip without raising; a fit clip holds at least half a second."
     try:
-        with open(path, 'rb') as raw:
-            if _missing_bytes(raw): return 0., 'truncated audio', ()
-            raw.seek(0)
-            with soundfile.SoundFile(raw.fileno(), closefd=False) as f:
-                seconds = f.frames/f.samplerate
-                odd = ((f.samplerate != SAMPLE_RATE, 'not 16 kHz'), (f.channels > 1, 'not mono'),
-                       (f.format in ('WAV', 'WAVEX', 'FLAC') and f.subtype != 'PCM_16', 'not 16-bit'))
-                if seconds < 0.5: return seconds, 'shorter than 0.5 s' if f.frames else 'no samples', ()
-                if full:
-                    n, peak = 0, 0.
-                    for block in f.blocks(2**16, dtype='float32'): n, peak = n + len(block), max(peak, float(np.abs(block).max()))
-                    if n < f.frames: return seconds, 'truncated audio', ()
-                    if not np.isfinite(peak): return seconds, 'samples that are not numbers', ()
-                    if peak == 0: return seconds, 'silence', ()
+        if _missing_bytes(path): return 0., 'truncated audio', ()
+        with soundfile.SoundFile(path) as f:
+            seconds = f.frames/f.samplerate
+            if seconds < 0.5: return seconds, 'shorter than 0.5 s' if f.frames else 'no samples', ()
+            if full and (why := _decode(f)): return seconds, why, ()
+            wide = f.format in ('WAV', 'WAVEX', 'FLAC') and f.subtype != 'PCM_16'
+            odd = {'not 16 kHz': f.samplerate != SAMPLE_RATE, 'not mono': f.channels > 1, 'not 16-bit': wide}
+            return seconds, '', tuple(name for name,so in odd.items() if so)
     except (OSError, soundfile.LibsndfileError): return 0., 'unreadable audio', ()
-    return seconds, '', tuple(name for is_so,name in odd if is_so)
 
 # %% ../../nbs/1_corpus/03_audio.ipynb #41d8eb92
 class LogMel(nn.Module):
@@ -89,7 +99,8 @@ class LogMel(nn.Module):
     ):
         super().__init__()
         self.pad, self.shift, self.eps = (window - shift)//2, shift, eps
-        self.mel = MelSpectrogram(SAMPLE_RATE, n_fft=window, win_length=window, hop_length=shift, n_mels=n_mels, center=False)
+        self.mel = MelSpectrogram(SAMPLE_RATE, n_fft=window, win_length=window, hop_length=shift, n_mels=n_mels,
+                                  center=False)
 
     def _apply(self, fn, recurse=True):
         "Follow the model to its device, but keep window and filters in float32 when the model is cast."

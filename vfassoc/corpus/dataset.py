@@ -20,6 +20,9 @@ from .face import read_face
 from .manifest import Manifest
 
 # %% ../../nbs/1_corpus/05_dataset.ipynb #0ae2d714
+def _empty(m:Manifest, what:str) -> str:
+    return f'corpus {m.root}: no {what}; identity_splits.txt says who is in which (`vfassoc prepare` counts)'
+
 class _Rows(Dataset):
     "A dataset over rows of a manifest; a `CorpusError` in a worker travels to the main process as a value."
     def __getitems__(self, keys:list) -> list|CorpusError:
@@ -36,11 +39,12 @@ class PairDataset(_Rows):
         seed:int=0, # of all random choices
         augment:bool=True, # random clip, crop, frame and flip; else first clip, its middle, middle frame, no flip
     ):
-        require(seconds >= 0.1, 'PairDataset', 'seconds', seconds, '0.1 or more'); require(size >= 1, 'PairDataset', 'size', size, '1 or more')
+        require(seconds >= 0.1, 'PairDataset', 'seconds', seconds, '0.1 or more')
+        require(size >= 1, 'PairDataset', 'size', size, '1 or more')
         self.root, self.seconds, self.size, self.seed, self.augment = str(manifest.root), seconds, size, seed, augment
         self.videos = manifest.videos(split)
-        if not len(self.videos): raise CorpusError(f'corpus {manifest.root}: no complete video in split {split!r}; see identity_splits.txt')
-        self._paths = pa.array(manifest.table.path) # one buffer: forked workers share it instead of copying object by object
+        if not len(self.videos): raise CorpusError(_empty(manifest, f'complete video is in split {split}'))
+        self._paths = pa.array(manifest.table.path) # one buffer, which forked workers share
         self._voices, self._faces = [self.videos[c].tolist() for c in ('voices', 'faces')]
 
     def __len__(self) -> int: return len(self.videos)
@@ -53,8 +57,10 @@ class PairDataset(_Rows):
         "The equation above."
         epoch, row = key if isinstance(key, tuple) else (0, int(key))
         voices, faces = self._voices[row], self._faces[row]
-        rng = rng_for(self.seed, 'item', epoch, row) if self.augment else None
-        a, b, flip = (rng.integers(len(voices)), rng.integers(len(faces)), rng.random() < 0.5) if rng else (0, len(faces)//2, False)
+        a, b, flip, rng = 0, len(faces)//2, False, None
+        if self.augment:
+            rng = rng_for(self.seed, 'item', epoch, row)
+            a, b, flip = rng.integers(len(voices)), rng.integers(len(faces)), rng.random() < 0.5
         voice = torch.from_numpy(read_audio(self._path(voices[a]), self.seconds, rng))
         face = read_face(self._path(faces[b]), self.size)
         return voice, face.flip(-1) if flip else face, row
@@ -73,11 +79,12 @@ class GlobalBatches(Sampler):
         drop_last:bool=True, # leave out what does not fill a batch
     ):
         where = 'GlobalBatches'
-        require(batch_size >= 1 and batch_size % world == 0, where, 'batch_size', batch_size, f'a multiple of the {world} processes')
         require(0 <= rank < world, where, 'rank', rank, f'0 to {world - 1}')
-        require(drop_last or world == 1, where, 'drop_last', drop_last, 'True with several processes (parts would differ in size)')
+        require(batch_size >= 1 and batch_size % world == 0, where, 'batch_size', batch_size, f'a multiple of {world} processes')
+        require(drop_last or world == 1, where, 'drop_last', drop_last, 'True with several processes: parts would differ')
         require(n >= batch_size or not drop_last, where, 'batch_size', batch_size, f'at most the {n} videos of the split')
-        self.n, self.batch_size, self.seed, self.epoch, self.start, self.rank, self.world = n, batch_size, seed, epoch, start, rank, world
+        self.n, self.batch_size, self.seed, self.epoch, self.start = n, batch_size, seed, epoch, start
+        self.rank, self.world = rank, world
         self.steps = n//batch_size if drop_last else -(-n//batch_size)
 
     def __len__(self) -> int: return max(0, self.steps - self.start) # batches still to come
@@ -92,7 +99,8 @@ class GlobalBatches(Sampler):
 def _collate(items:list|CorpusError):
     "Stack a batch, faces channels last; pass an error on."
     if isinstance(items, CorpusError): return items
-    columns = [default_collate([x.permute(1, 2, 0) if isinstance(x, Tensor) and x.dim() == 3 else x for x in column]) for column in zip(*items)]
+    last = lambda x: x.permute(1, 2, 0) if isinstance(x, Tensor) and x.dim() == 3 else x # what the decoder wrote
+    columns = [default_collate(list(map(last, column))) for column in zip(*items)]
     return tuple(x.permute(0, 3, 1, 2) if x.dim() == 4 else x for x in columns)
 
 class _Loader(DataLoader):
@@ -108,7 +116,8 @@ def make_loader(
     workers:int=2, # processes that read; 0: this one
 ) -> DataLoader: # of (voice (b, t) float32, face (b, 3, h, w) uint8, idx (b,) int64)
     "Read one epoch's batches in worker processes, pinned where there is a GPU."
-    return _Loader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=torch.cuda.is_available())
+    return _Loader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=_collate,
+                   pin_memory=torch.cuda.is_available())
 
 # %% ../../nbs/1_corpus/05_dataset.ipynb #198affcf
 class MediaDataset(_Rows):
@@ -121,7 +130,7 @@ class MediaDataset(_Rows):
         size:int=224, # side of the face, pixels
     ):
         self.media = manifest.media(modality, split)
-        if not len(self.media): raise CorpusError(f'corpus {manifest.root}: no {modality} in split {split!r}; see identity_splits.txt')
+        if not len(self.media): raise CorpusError(_empty(manifest, f'{modality} is in split {split}'))
         self.root, self.seconds, self.size, self.modality = str(manifest.root), seconds, size, modality
         self._paths = pa.array(self.media.path)
 
@@ -129,7 +138,8 @@ class MediaDataset(_Rows):
 
     def __getitem__(self, row:int) -> tuple[int, Tensor]: # row; voice (t,) float32 or face (3, size, size) uint8
         path = f'{self.root}/{self._paths[int(row)].as_py()}'
-        return row, torch.from_numpy(read_audio(path, self.seconds)) if self.modality == 'voice' else read_face(path, self.size)
+        if self.modality == 'face': return row, read_face(path, self.size)
+        return row, torch.from_numpy(read_audio(path, self.seconds))
 
 def media_loader(
     dataset:MediaDataset, # the files
@@ -137,4 +147,5 @@ def media_loader(
     workers:int=2, # processes that read; 0: this one
 ) -> DataLoader: # of (rows (b,) int64, voice (b, t) float32 or face (b, 3, h, w) uint8), in order
     "Read every file once, in order."
-    return _Loader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=_collate, pin_memory=torch.cuda.is_available())
+    return _Loader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=_collate,
+                   pin_memory=torch.cuda.is_available())

@@ -26,6 +26,9 @@ def _rgb(
         im = Image.alpha_composite(Image.new('RGBA', im.size, (127, 127, 127, 255)), im)
     return im.convert('RGB')
 
+def _why(e:Exception) -> str: # what a decoder raised, in words
+    return 'not a JPEG or PNG image' if isinstance(e, UnidentifiedImageError) else str(e) or type(e).__name__
+
 def read_face(
     path:str|Path, # a JPEG or PNG of any mode and size
     size:int=224, # side of the square it is resized to, pixels
@@ -36,32 +39,29 @@ def read_face(
             im.draft(None, (2*size, 2*size))
             if 'exif' in im.info: im = ImageOps.exif_transpose(im)
             im = _rgb(im).resize((size, size), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        why = 'not a JPEG or PNG image' if isinstance(e, UnidentifiedImageError) else e
-        raise CorpusError(f'{path}: cannot be read ({why}); run `vfassoc prepare` again with the full check, which leaves such files out') from None
+    except Exception as e: # decoders raise whatever damaged bytes lead them to
+        todo = 'run `vfassoc prepare --check full`, which leaves such files out'
+        raise CorpusError(f'{path}: cannot be read ({_why(e)}); {todo}') from None
     return torch.from_numpy(np.array(im)).permute(2, 0, 1)
 
 # %% ../../nbs/1_corpus/04_face.ipynb #a1565c2e
-_END = {'JPEG': b'\xff\xd9', 'PNG': b'IEND'} # what a whole file has near its end
-
 def probe_face(
     path:str|Path, # an image file
     full:bool=False, # decode all of it, not only the header
-) -> tuple[float, str, tuple[str, ...]]: # nan (a face has no seconds); why it is unfit ('' = it is fit); what reading it repairs
+) -> tuple[float, str, tuple[str, ...]]: # nan (a face has no seconds); why it is unfit ('': it is fit); what reading repairs
     "Look at an image without raising."
     none = float('nan')
     try:
         with open(path, 'rb') as f, Image.open(f, formats=('JPEG', 'PNG')) as im:
-            odd = () if im.mode == 'RGB' else (f'not RGB ({im.mode})',)
             if min(im.size) < 16: return none, 'smaller than 16 pixels', ()
-            at = f.seek(0, 2)
-            f.seek(max(0, at - 64))
-            if _END[im.format] not in f.read(): return none, 'truncated image', ()
+            mode, end = im.mode, b'IEND' if im.format == 'PNG' else b'\xff\xd9'
+            f.seek(max(0, f.seek(0, 2) - 64))
+            whole = end in f.read()
             f.seek(0)
-            if full: im.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        return none, 'truncated image' if 'truncated' in str(e) else 'unreadable image', ()
-    return none, '', odd
+            if full or not whole: im.load()
+    except Exception as e: # decoders raise whatever damaged bytes lead them to
+        return none, 'truncated image' if 'truncated' in str(e).lower() else 'unreadable image', ()
+    return none, '', () if mode == 'RGB' else (f'not RGB ({mode})',)
 
 # %% ../../nbs/1_corpus/04_face.ipynb #d94e3fb1
 def prepare_faces(
