@@ -42,7 +42,7 @@ def _pairs(voices, faces, same, rng) -> pd.DataFrame:
     rows = np.concatenate([pos, neg])
     return pd.DataFrame(dict(voice=rows[:, 0], face=rows[:, 1], label=np.repeat([1, 0], [len(pos), len(neg)])))
 
-def make_run(path:Path, corpus:Path, seed:int=0, name:str='CID', strength:float=1., corpus_hash:str='c0ffee') -> Path:
+def make_run(path:Path, corpus:Path, seed:int=0, name:str='CID', strength:float=1., corpus_hash:str='c0ffee', protocol:str='unseen') -> Path:
     "A finished, evaluated run."
     media, rng = write_media(corpus) if not corpus.exists() else pd.read_parquet(corpus/'media.parquet'), np.random.default_rng(seed)
     media.to_parquet(corpus/'media.parquet')
@@ -65,21 +65,24 @@ def make_run(path:Path, corpus:Path, seed:int=0, name:str='CID', strength:float=
         p['score'] = sim[p.voice, p.face]
         add('verification', 'auc', roc_auc_score(p.label, p.score), .5, stratum, n=len(p), same=share(p))
         add('verification', 'eer', 1 - roc_auc_score(p.label, p.score), .5, stratum, n=len(p), same=share(p))
-        trials.append(p)
+        trials.append(p.assign(task='verification', direction='', trial=range(len(p))))
         for direction, n in itertools.product(('v2f', 'f2v'), range(2, 6)):
             right = [s > sim[rng.integers(len(voices), size=n - 1), rng.integers(len(faces), size=n - 1)].max() for s in p.score[p.label == 1]]
             add('matching', 'accuracy', np.mean(right), 1/n, stratum, direction, n, len(right), share(p))
+        trials.append(p.assign(task='matching', direction='v2f', trial=range(len(p)), score=-9.)) # not to be mistaken for the others
     for direction, s, a, b in (('v2f', sim, voices, faces), ('f2v', sim.T, faces, voices)):
         rel = a.identity.to_numpy()[:, None] == b.identity.to_numpy()
         rank = [1 + int(np.flatnonzero(r[np.argsort(-x)])[0]) for x,r in zip(s, rel)]
         values = dict(map=np.mean([average_precision_score(r, x) for x,r in zip(s, rel)]), mrr=np.mean([1/k for k in rank]),
                       **{f'recall@{k}': np.mean([x <= k for x in rank]) for k in (1, 5, 10)})
         for metric, v in values.items(): add('retrieval', metric, v, 1/PEOPLE, direction=direction, n=len(s), same=1/VIDEOS)
-    pd.concat(trials, ignore_index=True).to_parquet(path/'trials.parquet')
+    trials = pd.concat(trials, ignore_index=True).astype(dict.fromkeys(('task', 'direction', 'stratum'), 'category'))
+    trials[['task', 'direction', 'stratum', 'trial', 'voice', 'face', 'label', 'score']].to_parquet(path/'trials.parquet')
     write = lambda file, x: (path/file).write_text(json.dumps(x))
-    write('metrics.json', {'schema': 1, 'scores': scores, 'notes': ['A, GNA: no age in this corpus'], 'protocol': {'seed': 0}})
+    write('metrics.json', {'schema': 1, 'scores': scores, 'notes': ['A, GNA: no age in this corpus'], 'protocol': {'seed': 0, 'protocol': protocol}})
     write('config.json', {'name': name, 'corpus': 'fake', 'method': {'name': 'cid'}, 'train': {'seed': seed, 'samples': 640}})
-    write('provenance.json', dict(git_commit='0'*40, git_dirty=False, seed=seed, corpus=str(corpus), corpus_hash=corpus_hash, train_seconds=12.5))
+    write('provenance.json', dict(git_commit='0'*40, git_dirty=False, seed=seed, corpus='not here', corpus_hash='trained on', train_seconds=12.5,
+                                  evaluated=dict(corpus=str(corpus), corpus_hash=corpus_hash, split='test', epoch=5)))
     with open(path/'history.csv', 'w', newline='') as f:
         w = csv.writer(f)
         w.writerow(['epoch', 'step', 'loss', 'valid_auc', 'lr', 'seconds'])

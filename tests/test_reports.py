@@ -124,6 +124,7 @@ def test_a_folder_that_cannot_be(tmp_path):
 def test_a_full_disk_keeps_the_old_result(tmp_path, monkeypatch):
     source = report(tmp_path/'small.ipynb', 'n')
     out, page = run_report(source, tmp_path/'out'/'r', {}, quiet=True)
+    assert nbformat.read(out, as_version=4).metadata.vfassoc.parameters == declared(source), 'defaults are on record too'
     before = out.read_bytes(), page.read_bytes()
     def full(*a, **kw): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(runner.nbformat, 'write', full)
@@ -202,7 +203,7 @@ def test_page_has_pictures_and_sound(made):
 
 def test_roc_curve_agrees_with_the_table(made, runs):
     "The AUC in the legend comes from the trials, the one in the table from metrics.json."
-    t = pd.read_parquet(runs[2]/'trials.parquet').query('stratum == "U"')
+    t = pd.read_parquet(runs[2]/'trials.parquet').query('stratum == "U" and task == "verification"')
     ax = plots.roc({'m': (t.label, t.score)})
     value = next(s['value'] for s in read_json(runs[2]/'metrics.json')['scores'] if (s['metric'], s['stratum']) == ('auc', 'U'))
     assert ax.get_legend().get_texts()[-1].get_text() == f'm, AUC {100*value:.1f}'
@@ -224,6 +225,8 @@ def test_tables_of_odd_runs(tmp_path, runs):
     with pytest.raises(RunError, match='no run here'): tables.read_scores([tmp_path])
     with pytest.raises(RunError, match='no runs given'): tables.read_scores([])
     with pytest.raises(RunError, match='different corpora'): tables.read_scores([runs[0], make_run(tmp_path/'b', tmp_path/'corpus', 3, corpus_hash='other')])
+    seen = make_run(tmp_path/'seen', tmp_path/'corpus', 0, protocol='seen')
+    assert 'CID, seen-heard' in tables.paper_table(tables.read_scores([runs[0], seen])).index, 'people the model has met are another protocol'
     m = read_json(runs[0]/'metrics.json')
     old = make_run(tmp_path/'old', tmp_path/'corpus', 4)
     write_json(old/'metrics.json', {**m, 'schema': 0})

@@ -127,7 +127,6 @@ def stamp(
 # %% ../../nbs/7_reports/03_runner.ipynb #0560a679
 _PAGE = '''{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
-{%- block html_head_js_requirejs -%}{%- endblock -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block jupyter_widgets -%}{%- endblock -%}

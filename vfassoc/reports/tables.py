@@ -35,17 +35,19 @@ def _seeds(config, path='') -> str:
     found = [f'{path}{k}={v}' if k == 'seed' else _seeds(v, f'{path}{k}.') for k,v in config.items()]
     return ' '.join(filter(None, found))
 
+def _about(run) -> dict:
+    "What decides a run's place in a table; scores on people it was trained on are another method's."
+    config, stamp = read_json(run.config), read_json(run.provenance) if run.provenance.exists() else {}
+    seen = read_json(run.metrics).get('protocol', {}).get('protocol') == 'seen'
+    return dict(run=run.path, name=str(config.get('name') or run.path.name) + ', seen-heard'*seen, seed=_seeds(config),
+                recipe=json.dumps([_without_seeds(config), seen]), corpus=stamp.get('evaluated', stamp).get('corpus_hash'))
+
 def run_table(
     runs:list[str|Path], # run folders
 ) -> pd.DataFrame: # one row per run: run (path), method (label), seed (text), corpus (hash)
     "Which method and which seed each run is. Raises `RunError` for a run given twice and for runs on different corpora."
-    rows = []
-    for r in map(open_run, runs):
-        config, about = read_json(r.config), read_json(r.provenance) if r.provenance.exists() else {}
-        rows.append(dict(run=r.path, name=str(config.get('name') or r.path.name), seed=_seeds(config),
-                         recipe=json.dumps(_without_seeds(config)), corpus=about.get('corpus_hash')))
-    if not rows: raise RunError('report: no runs given; name at least one run folder')
-    t = pd.DataFrame(rows)
+    if not len(runs): raise RunError('report: no runs given; name at least one run folder')
+    t = pd.DataFrame([_about(open_run(r)) for r in runs])
     if len(set(t.corpus.dropna())) > 1:
         a, b = t.dropna(subset='corpus').drop_duplicates('corpus').run[:2]
         raise RunError(f'{a} and {b}: scored on different corpora; numbers of one table must come from one: make a report for each')
