@@ -6,7 +6,7 @@ import torch
 
 from vfassoc.core import RunFolder, rng_for, seed_everything, world
 from vfassoc.encoders import ModelConfig, VoiceFaceModel
-from vfassoc.methods import build_method
+from vfassoc.methods.catalog import build_method
 from vfassoc.training import TrainConfig, fit, make_accelerator
 
 N, BATCH = 48, 8

@@ -20,7 +20,7 @@ from .core import (ConfigError, RunError, RunFolder, Settings, from_dict, open_r
 from .corpus.dataset import GlobalBatches, PairDataset, make_loader
 from .corpus.manifest import Manifest, assert_disjoint, load_or_scan
 from .encoders import ModelConfig, VoiceFaceModel
-from .methods import build_method, method_config
+from .methods.catalog import build_method, method_config
 from .training import FitResult, TrainConfig, fit, load_tensors, make_accelerator
 
 # %% ../nbs/5_training/02_recipes.ipynb #93274a45

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .core import RunError, RunFolder, atomic_path, progress, require, rng_for, world
-from .methods import Method
+from .methods.base import Method
 
 # %% ../nbs/5_training/01_training.ipynb #3256fbf3
 @dataclass(frozen=True)

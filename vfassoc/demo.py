@@ -1,0 +1,38 @@
+"""The main job, end to end, on a corpus it draws itself. Plumbing, written by hand (not exported): every step is one call."""
+import time
+
+from vfassoc.core import Settings
+from vfassoc.corpus.manifest import summary
+from vfassoc.corpus.synthetic import SynthConfig, write_corpus
+from vfassoc.evaluation.runs import evaluate_run
+from vfassoc.recipes import load_recipe, open_corpus, train
+from vfassoc.reports.runner import find_report, run_report
+from vfassoc.reports.tables import as_text, paper_table, read_scores
+
+CORPUS = SynthConfig() # the default: what the chapters show
+RECIPES = ('demo',) # trained one after another, each into runs/NAME
+
+
+def run_demo(settings:Settings):
+    "Corpus, manifest, training, evaluation, report; what an earlier call finished is not done again."
+    start = time.perf_counter()
+    say = lambda step, text: print(f'\n[{step}/5, {time.perf_counter() - start:.0f} s] {text}', flush=True)
+    report = find_report('evaluate')
+    say(1, f'drawing a corpus of {CORPUS.identities} people into {settings.data/"demo"}')
+    write_corpus(settings.data/'demo', CORPUS, settings.workers)
+    say(2, 'scanning it')
+    print(summary(open_corpus('demo', settings)).to_string())
+    runs = [settings.runs/name for name in RECIPES]
+    for name, run in zip(RECIPES, runs):
+        recipe = load_recipe(name, {'train.seed': settings.seed})
+        say(3, f'training {recipe.name} into {run}')
+        result = train(recipe, run, settings)
+        print(f'{result.reason}; best validation AUC {result.state.best:.3f} in epoch {result.state.best_epoch}')
+        if not result.finished: raise KeyboardInterrupt
+    say(4, 'evaluating on people the models have never met')
+    for run in runs: evaluate_run(run, settings)
+    say(5, 'writing the report')
+    _, page = run_report(report, settings.figures/'demo'/'demo', dict(
+        runs=[str(r.resolve()) for r in runs], figures=str((settings.figures/'demo').resolve()), title='The demo: a synthetic corpus'))
+    print(f'\nPercent [95 % interval over test identities]; chance and ceiling beside.\n\n{as_text(paper_table(read_scores(runs)))}\n')
+    print(f'report: {page.resolve()} (opens in a browser, without a network)\n{time.perf_counter() - start:.0f} s')
