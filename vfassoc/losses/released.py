@@ -56,9 +56,11 @@ def released_deviation(
     idx:Tensor, # (b,) int64, rows of the corpus
 ) -> Tensor: # (b,) rho, float32, without gradient
     "The released code's rho: cosine of the pair minus the sum over r of the raw centroids' dot product."
+    if len(voice_clusters) != len(face_clusters):
+        raise RunError(f'released: {len(voice_clusters)} voice and {len(face_clusters)} face clusterings; give as many of each')
     with torch.no_grad():
         rho = (F.normalize(v.float(), dim=1)*F.normalize(f.float(), dim=1)).sum(1)
-        for a, b in zip(voice_clusters, face_clusters, strict=True):
+        for a, b in zip(voice_clusters, face_clusters):
             rho = rho - (a.centroids[own_prototypes(a.assign, idx)]*b.centroids[own_prototypes(b.assign, idx)]).sum(1)
         return rho
 
