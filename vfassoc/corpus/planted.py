@@ -18,30 +18,30 @@ from .voicebox import VOICE
 # %% ../../nbs/1_corpus/02c_planted.ipynb #c55f281b
 SEXES = ('f', 'm')
 NATIONS = ('Ireland', 'Italy', 'India', 'Nigeria', 'South Korea')
-FACTORS = ('age', 'body', 'h1', 'h2', 'h3', 'h4') # h: idiosyncratic, what voice and face have in common without a name
+FACTORS = ('age', 'body', 'h1', 'h2') # h: idiosyncratic, what a voice and a face have in common without a name
 
 # latent: (base, sex, {factor: loading}, share of the rest that changes from video to video); sex is -1 for f, +1 for m
 VOICE_MODEL = dict(
-    pitch=(0, -1.6, dict(age=-.25, body=-.3, h1=-.8), .3),
-    length=(0, 1.6, dict(body=.6, h2=.65), .2),
-    melody=(0, -.4, dict(h4=.75, age=-.25), .5),
-    rate=(0, 0, dict(age=-.55, h4=.55), .5),
-    tilt=(0, .2, dict(h3=.8, age=.2), .4),
-    breath=(0, -.5, dict(h3=-.55, age=.45), .4),
-    rough=(0, .3, dict(age=.7, h1=-.3), .4),
-    open=(0, 0, dict(h2=.5, h4=-.5), .2),
-    front=(0, 0, dict(h3=.5, h1=-.3), .2),
-    ring=(0, 0, dict(h1=.5, body=.4, h2=-.3), .2),
-    space=(0, 0, dict(h4=.6, h2=.2), .3))
+    pitch=(0, -1.6, dict(h1=-.85, body=-.3, age=-.2), .3),
+    length=(0, 1.6, dict(body=.85, h1=.2), .2),
+    melody=(0, -.4, dict(h2=.6, age=-.3), .5),
+    rate=(0, 0, dict(age=-.65, h2=.4), .5),
+    tilt=(0, .2, dict(h2=-.85), .4),
+    breath=(0, -.5, dict(age=.55, h2=-.5), .4),
+    rough=(0, .3, dict(age=.75, h1=.3), .4),
+    open=(0, 0, dict(h2=.55, body=.3), .2),
+    front=(0, 0, dict(h2=.7), .2),
+    ring=(0, 0, dict(h1=-.65, body=-.3), .2),
+    space=(0, 0, dict(h1=.6), .3))
 
 FACE_MODEL = dict(
-    width=(0, .4, dict(body=.8, h1=.3), .1), long=(0, .3, dict(h2=.75, body=.25), .1), jaw=(0, 1., dict(h1=.75, body=.3), .1),
-    eye_gap=(0, 0, dict(h3=.8), .1), eye_size=(0, -.4, dict(h3=-.55, h1=-.4), .1), eye_tilt=(0, 0, dict(h4=.7), .1),
-    brow=(0, .8, dict(h1=.8), .1), nose_width=(0, .4, dict(h4=.75), .1), nose_length=(0, .2, dict(h2=.7, age=.3), .1),
-    mouth=(0, 0, dict(h4=.8), .1), lips=(0, -.5, dict(h3=.6, age=-.35), .1), skin=(0, 0, {}, .1), ruddy=(0, .2, dict(age=.2), .5),
-    dark=(0, 0, {}, .1), red=(-.5, 0, {}, .1), grey=(0, 0, dict(age=.92), .1), wrinkles=(0, .1, dict(age=.92), .1),
-    recede=(-1.4, 1.2, dict(age=.6, h2=.3), .05), hair=(-.5, -1.9, dict(h2=-.5), .3), volume=(0, -.2, dict(h3=.7, age=-.2), .5),
-    beard=(-1.9, 2.1, dict(h1=.5), .5), iris=(0, 0, {}, .1))
+    width=(0, .4, dict(body=.9), .1), long=(0, .3, dict(h2=.7, body=.3), .1), jaw=(0, 1., dict(h1=.75, body=.4), .1),
+    eye_gap=(0, 0, dict(h1=.8), .1), eye_size=(0, -.4, dict(h2=.85), .1), eye_tilt=(0, 0, dict(h2=.5), .1),
+    brow=(0, .8, dict(h1=.85), .1), nose_width=(0, .4, dict(body=.7), .1), nose_length=(0, .2, dict(h2=.65, age=.3), .1),
+    mouth=(0, 0, dict(h1=.8), .1), lips=(0, -.5, dict(h2=.75, age=-.35), .1), skin=(0, 0, {}, .1), ruddy=(0, .2, dict(body=.7), .3),
+    dark=(0, 0, dict(h1=.5), .1), red=(-.5, 0, {}, .1), grey=(0, 0, dict(age=.95), .1), wrinkles=(0, .1, dict(age=.95), .1),
+    recede=(-1.4, 1.2, dict(age=.75), .05), hair=(-.5, -1.9, dict(h2=.5), .3), volume=(0, -.2, dict(h2=.8), .3),
+    beard=(-1.9, 2.1, dict(h1=.6), .4), iris=(0, 0, {}, .1))
 
 # invented accents and palettes: they say nothing about the people of these countries
 ACCENT = {'Ireland': dict(melody=1., front=.8, rate=.4), 'Italy': dict(open=1., space=1., melody=.5), 'India': dict(rate=1.1, front=-.9),

@@ -22,7 +22,7 @@ from PIL import Image
 from ..core import ConfigError, CorpusError, RunError, atomic_path, progress, read_json, require, rng_for, write_json
 from .facebox import FACE, draw_pose, draw_scene, face_of, render
 from .planted import FACTORS, NATIONS, SEXES, Oracle, Planted, years
-from .voicebox import FS, VOICE, draw_room, music, record, speak, voice_of
+from .voicebox import FS, VOICE, bed, draw_room, record, speak, voice_of
 
 # %% ../../nbs/1_corpus/02d_synthetic.ipynb #3d5828ba
 GENERATOR = 1 # raised whenever the same configuration would give other bytes
@@ -134,7 +134,7 @@ def make_media(
     for k in range(cfg.clips):
         rng = rng_for(cfg.seed, 'clip', j, k)
         x = speak(voice, cfg.seconds, rng)
-        clips.append(record(x, room, rng, music(len(x), rng) if kind == 'noise' else None))
+        clips.append(record(x, room, rng, bed(len(x), rng) if kind == 'noise' else None))
     rng = rng_for(cfg.seed, 'scene', j)
     scene, pose = draw_scene(rng, cfg.size, kind == 'occluded', cfg.noise), draw_pose(rng, cfg.frames, kind == 'turned')
     return clips, render(face_of([row[c] for c in FACE_COLUMNS]), scene, pose, cfg.size, rng)
