@@ -1,0 +1,197 @@
+"The memory of one modality and the column of rho: the public code's numbers, two processes, saving, bad input."
+import os, socket, subprocess, sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from vfassoc.core import ConfigError, RunError, world
+from vfassoc.memory import Memory, RhoBuffer
+
+N, D, STEPS, BATCH = 60, 6, 12, 8
+
+
+def batches():
+    "The same global batches in every process; two of them repeat a row, once within and once across the processes' parts."
+    g = torch.Generator().manual_seed(3)
+    out = [(torch.randn(BATCH, D, generator=g), torch.randperm(N, generator=g)[:BATCH]) for _ in range(STEPS)]
+    out[4][1][1] = out[4][1][0]
+    out[7][1][BATCH - 1] = out[7][1][0]
+    return out
+
+
+def fill(variant='paper', part=slice(None)):
+    memory, rho = Memory(N, D, variant=variant, corpus='ab'*32), RhoBuffer(N)
+    for z, idx in batches():
+        memory.update(z[part], idx[part])
+        rho.update(z[part, 0], idx[part])
+    return {**{f'memory.{k}': v for k,v in memory.state_dict().items()}, **{f'rho.{k}': v for k,v in rho.state_dict().items()}}
+
+
+def worker(folder):
+    torch.distributed.init_process_group('gloo')
+    rank, n = world()
+    for variant in ('paper', 'released'):
+        save_file(fill(variant, slice(rank*BATCH//n, (rank + 1)*BATCH//n)), f'{folder}/{variant}{rank}.safetensors')
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_hold_the_memory_of_one(tmp_path):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'WORLD_SIZE': '2'}
+    ps = [subprocess.Popen([sys.executable, __file__, str(tmp_path)], env={**env, 'RANK': str(r)}, stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, text=True) for r in range(2)]
+    outs = [p.communicate(timeout=120)[0] for p in ps]
+    assert [p.returncode for p in ps] == [0, 0], outs[0][-3000:]
+    for variant in ('paper', 'released'):
+        one = fill(variant)
+        assert one['memory.seen'].sum() > BATCH and one['rho.seen'].sum() < N
+        for r in range(2):
+            got = load_file(tmp_path/f'{variant}{r}.safetensors')
+            assert got.keys() == one.keys()
+            for k in one: assert torch.equal(got[k], one[k]), (variant, r, k)
+
+
+@pytest.mark.parametrize('side', 'vf')
+def test_released_memory_is_that_of_the_public_code(side):
+    shared = os.environ.get('VFASSOC_SHARED')
+    if not shared or not Path(shared, 'golden').is_dir(): pytest.skip('VFASSOC_SHARED does not lead to the published outputs')
+    d = {k: torch.from_numpy(v) for k,v in np.load(Path(shared, 'golden', 'released_memory.npz')).items()}
+    memory = Memory(*d[f'start_{side}'].shape, momentum=.5, variant='released')
+    memory.rows.copy_(d[f'start_{side}'])
+    for t in range(4): memory.update(d[f'{side}_{t}'], d[f'idx_{t}'])
+    end = d[f'end_{side}']
+    assert ((memory.rows - end).norm()/end.norm()).item() < 1e-5
+    torch.testing.assert_close(memory.rows, end, rtol=1e-5, atol=1e-6)
+
+
+def test_released_starts_from_unit_rows_that_take_part():
+    a, b = Memory(50, 8, variant='released', seed=1), Memory(50, 8, variant='released', seed=2)
+    torch.testing.assert_close(a.rows.norm(dim=1), torch.ones(50))
+    assert not torch.equal(a.rows, b.rows) and torch.equal(a.rows, Memory(50, 8, variant='released', seed=1).rows)
+    assert len(a.seen_rows()[1]) == 50
+    a.update(9*torch.randn(5, 8), torch.arange(5))
+    torch.testing.assert_close(a.rows.norm(dim=1), torch.ones(50))
+
+
+def test_paper_rows_are_not_normalised_and_unseen_ones_stay_out():
+    memory = Memory(5, 2)
+    memory.update(torch.tensor([[3., 4.]]), torch.tensor([1]))
+    assert memory.rows[1].tolist() == [3., 4.]                       # the first visit writes the embedding itself
+    memory.update(torch.tensor([[0., 0.]]), torch.tensor([1]))
+    assert memory.rows[1].tolist() == [1.5, 2.]
+    rows, idx = memory.seen_rows()
+    assert idx.tolist() == [1]
+    torch.testing.assert_close(rows, torch.tensor([[.6, .8]]))
+
+
+@pytest.mark.parametrize('m, want', [(0., [0., 2.]), (1., [1., 1.]), (.25, [.25, 1.75])])
+def test_momentum(m, want):
+    memory = Memory(1, 2, momentum=m)
+    memory.update(torch.ones(1, 2), torch.tensor([0]))
+    memory.update(torch.tensor([[0., 2.]]), torch.tensor([0]))
+    assert memory.rows[0].tolist() == want
+
+
+def test_no_gradient_and_float32_under_mixed_precision():
+    memory, z = Memory(3, 4), torch.randn(2, 4, requires_grad=True)
+    memory.update(z, torch.tensor([0, 2]))
+    assert not memory.rows.requires_grad and z.grad is None and memory.rows.grad_fn is None
+    memory.update(z.to(torch.bfloat16), torch.tensor([0, 2]))
+    assert memory.rows.dtype == torch.float32
+    z.data.zero_()
+    assert memory.rows[0].norm() > 0                                 # rows are copies, not views of the batch
+
+
+def test_an_empty_part_changes_nothing():
+    memory = Memory(3, 4)
+    memory.update(torch.empty(0, 4), torch.empty(0, dtype=torch.long))
+    assert not memory.seen.any()
+
+
+def test_state_goes_through_a_file(tmp_path):
+    state = fill()
+    save_file(state, tmp_path/'x.safetensors')
+    back = load_file(tmp_path/'x.safetensors')
+    memory = Memory(N, D, corpus='ab'*32)
+    memory.load_state_dict({k[7:]: v for k,v in back.items() if k.startswith('memory.')})
+    for k,v in memory.state_dict().items(): assert torch.equal(v, state['memory.' + k])
+
+
+def one_line(e): return '\n' not in str(e.value) and len(str(e.value)) > 20
+
+
+@pytest.mark.parametrize('z, idx, word', [
+    (torch.tensor([[1., 2.], [torch.nan, 0.], [torch.inf, 0.]]), [0, 2, 1], '2 of 3 values are not finite (first: row 2)'),
+    (torch.ones(1, 2), [4], 'row 4 is outside 0 to 3'),
+    (torch.ones(1, 2), [-1], 'row -1 is outside 0 to 3'),
+    (torch.ones(2, 2), [0], '2 values for (1,) rows'),
+    (torch.ones(1, 3), [0], 'shape (1, 3) do not fit rows of width 2'),
+    (torch.ones(2), [0, 1], 'shape (2,) do not fit rows of width 2'),
+])
+def test_bad_batches_leave_the_memory_as_it_was(z, idx, word):
+    memory = Memory(4, 2)
+    memory.update(torch.ones(1, 2), torch.tensor([3]))
+    before = {k: v.clone() for k,v in memory.state_dict().items()}
+    with pytest.raises(RunError) as e: memory.update(z, torch.tensor(idx))
+    assert word in str(e.value) and one_line(e)
+    for k,v in memory.state_dict().items(): assert torch.equal(v, before[k])
+
+
+@pytest.mark.parametrize('kw, word', [
+    (dict(momentum=1.5), 'momentum = 1.5; allowed: 0 to 1'), (dict(momentum=-.1), 'momentum'),
+    (dict(momentum=float('nan')), 'momentum'), (dict(variant='relased'), "variant = 'relased'"),
+    (dict(n=0), 'n = 0'), (dict(d=0), 'd = 0'), (dict(corpus='v1'), "corpus = 'v1'"),
+])
+def test_bad_settings(kw, word):
+    with pytest.raises(ConfigError) as e: Memory(**{'n': 4, 'd': 2, **kw})
+    assert word in str(e.value) and one_line(e)
+
+
+@pytest.mark.parametrize('other, word', [
+    (Memory(5, 2, corpus='ab'*32), 'has 5 rows, this corpus 4'), (Memory(4, 3, corpus='ab'*32), '3 wide, this model gives 2'),
+    (Memory(4, 2, corpus='cd'*32), 'of corpus cdcdcdcdcdcd, this corpus is abababababab'),
+])
+def test_a_memory_of_another_corpus_is_refused_untouched(other, word):
+    memory = Memory(4, 2, corpus='ab'*32)
+    memory.update(torch.ones(1, 2), torch.tensor([3]))
+    before = {k: v.clone() for k,v in memory.state_dict().items()}
+    with pytest.raises(RunError) as e: memory.load_state_dict(other.state_dict())
+    assert word in str(e.value) and one_line(e)
+    for k,v in memory.state_dict().items(): assert torch.equal(v, before[k])
+
+
+def test_a_memory_whose_corpus_is_not_known_loads_and_learns_it():
+    memory, known = Memory(4, 2), Memory(4, 2, corpus='ab'*32)
+    memory.load_state_dict(known.state_dict())
+    assert torch.equal(memory.corpus, known.corpus)
+
+
+def test_a_known_corpus_is_not_forgotten():
+    memory = Memory(4, 2, corpus='ab'*32)
+    memory.load_state_dict(Memory(4, 2).state_dict())
+    assert memory.corpus[0] == 0xab
+
+
+def test_rho_buffer():
+    rho = RhoBuffer(6)
+    with pytest.raises(RunError, match='no video was visited yet'): rho.mean_std()
+    rho.update(torch.tensor([1., 2., 3., 9.]), torch.tensor([0, 1, 2, 0]))       # row 0 twice: the last counts
+    rho.update(torch.tensor([torch.nan, 4.]), torch.tensor([1, 3]))              # unknown: the old value stays
+    assert rho.values.tolist() == [9., 2., 3., 4., 0., 0.] and rho.seen.tolist() == [True]*4 + [False]*2
+    mean, std = rho.mean_std()
+    want = torch.tensor([9., 2., 3., 4.])
+    torch.testing.assert_close(mean, want.mean())
+    torch.testing.assert_close(std, want.std(correction=0))
+    for bad, idx, word in ((torch.tensor([torch.inf]), [1], 'not finite'), (torch.ones(1), [6], 'outside 0 to 5'),
+                           (torch.ones(1, 1), [0], 'one number')):
+        with pytest.raises(RunError, match=word): rho.update(bad, torch.tensor(idx))
+    with pytest.raises(RunError, match='has 6 rows, this corpus 5'): RhoBuffer(5).load_state_dict(rho.state_dict())
+
+
+if __name__ == '__main__': worker(sys.argv[1])
