@@ -88,6 +88,7 @@ def score_histogram(
         ax.hist(scores[keep], histtype='step', ls=style, lw=1.5, label=f'{name} (n = {keep.sum()})', **kw)
     ax.set(xlabel=xlabel, ylabel='density', title=title)
     ax.margins(y=.25)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.legend(fontsize=8, frameon=False, loc='upper left')
     return ax
 
