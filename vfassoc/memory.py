@@ -52,7 +52,9 @@ class _RowStore(nn.Module):
         if corpus is not None and corpus.any() and self.corpus.any() and not torch.equal(corpus.cpu(), self.corpus.cpu()):
             raise RunError(f'{self.where}: the saved one is of corpus {bytes(corpus.tolist()).hex()[:12]}, this corpus is '
                            f'{bytes(self.corpus.tolist()).hex()[:12]}; resume on that corpus, or start anew')
+        mine = self.corpus.clone()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if mine.any(): self.corpus.copy_(mine)
 
 # %% ../nbs/2_representation/02_memory.ipynb #52dddcf3
 class Memory(_RowStore):
