@@ -159,7 +159,7 @@ def load_settings(
     try: ini.read_string(path.read_text(encoding='utf-8'))
     except (IniError, UnicodeDecodeError) as e: raise ConfigError(f'{path}: cannot be read: {" ".join(str(e).split())}') from None
     if 'vfassoc' not in ini: raise ConfigError(f'{path}: there is no [vfassoc] section; see the README')
-    d = {}
+    d = {k: path.parent/k for k in ('data', 'runs', 'figures')}
     for k,v in ini['vfassoc'].items():
         if k in ('data', 'runs', 'figures'): d[k] = path.parent/Path(v).expanduser()
         elif k in ('seed', 'workers'):
