@@ -68,7 +68,7 @@ def read_audio(
 def _decode(f:soundfile.SoundFile) -> str: # why the sound is unfit; '' if it is fit
     "Decode a whole open file, block by block."
     n, peak = 0, 0.
-    for block in f.blocks(2**16, dtype='float32'): n, peak = n + len(block), np.maximum(peak, np.abs(block).max())
+    while len(block := f.read(2**16, dtype='float32')): n, peak = n + len(block), np.maximum(peak, np.abs(block).max())
     return ('truncated audio' if n < f.frames else 'samples that are not numbers' if not np.isfinite(peak) else
             '' if peak else 'silence')
 

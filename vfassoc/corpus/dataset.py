@@ -62,8 +62,7 @@ class PairDataset(_Rows):
             rng = rng_for(self.seed, 'item', epoch, row)
             a, b, flip = rng.integers(len(voices)), rng.integers(len(faces)), rng.random() < 0.5
         voice = torch.from_numpy(read_audio(self._path(voices[a]), self.seconds, rng))
-        face = read_face(self._path(faces[b]), self.size)
-        return voice, face.flip(-1) if flip else face, row
+        return voice, read_face(self._path(faces[b]), self.size, flip), row
 
 # %% ../../nbs/1_corpus/05_dataset.ipynb #605a5f2d
 class GlobalBatches(Sampler):

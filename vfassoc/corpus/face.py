@@ -32,6 +32,7 @@ def _why(e:Exception) -> str: # what a decoder raised, in words
 def read_face(
     path:str|Path, # a JPEG or PNG of any mode and size
     size:int=224, # side of the square it is resized to, pixels
+    flip:bool=False, # mirror it
 ) -> Tensor: # (3, size, size) uint8 RGB, stored pixel by pixel (channels last)
     "Read one face crop. Raises `CorpusError` naming the file when it is truncated or no image."
     try:
@@ -39,6 +40,7 @@ def read_face(
             im.draft(None, (2*size, 2*size))
             if 'exif' in im.info: im = ImageOps.exif_transpose(im)
             im = _rgb(im).resize((size, size), Image.Resampling.BILINEAR)
+            if flip: im = im.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     except Exception as e: # decoders raise whatever damaged bytes lead them to
         todo = 'run `vfassoc prepare --check full`, which leaves such files out'
         raise CorpusError(f'{path}: cannot be read ({_why(e)}); {todo}') from None

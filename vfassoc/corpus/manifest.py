@@ -109,9 +109,9 @@ def _identify(files:pd.DataFrame, root:Path) -> tuple[pd.DataFrame, dict]:
     splits = read_splits(texts['identity_splits.txt'], identity_of) if 'identity_splits.txt' in texts else {}
     folders = {f: identity_of(f) for f in files.folder.unique()}
     known = meta.reindex(sorted(set(folders.values()))).assign(age=lambda d: d.age.astype(float))
-    known = known.assign(name=known['name'].fillna(known.index.to_series()), split=known.index.to_series().map(splits))
-    known = known.fillna({'gender': 'unknown', 'nationality': 'unknown', 'split': 'none'})
-    known = known.rename_axis('identity').reset_index()
+    known = known.assign(name=known['name'].fillna(known.index.to_series()), split=known.index.to_series().map(splits.get))
+    known = known.astype({'split': object}).fillna({'gender': 'unknown', 'nationality': 'unknown', 'split': 'none'})
+    known = known.astype({c: str for c in ('name', 'gender', 'nationality', 'split')}).rename_axis('identity').reset_index()
     here, unknown = set(known.identity), lambda c: known.identity[known[c].isna() | (known[c] == 'unknown')].tolist()
     return files.assign(identity=files.folder.map(folders)).merge(known, on='identity', how='left'), {
         'text files missing': sorted({'vox1_meta.csv', 'identity_splits.txt'} - texts.keys()),
@@ -122,6 +122,8 @@ def _identify(files:pd.DataFrame, root:Path) -> tuple[pd.DataFrame, dict]:
         'split lines without media': sorted(splits.keys() - here)}
 
 # %% ../../nbs/1_corpus/01b_manifest.ipynb #437968f1
+_SHARED = 'same video under two identities' # a reason to be left out
+
 def _paths_by(files:pd.DataFrame, column:str) -> dict[str, list[str]]: # reason -> paths
     found = files.explode(column).dropna(subset=column)
     return {why: sorted(paths) for why,paths in found[found[column] != ''].groupby(column).path}
@@ -132,10 +134,11 @@ def _build(root:Path, listing:Listing, workers:int, check:str, shared:str, quiet
     files, loose = _identify(listing.files, root)
     files = _probe_all(root, files, workers, check == 'full', quiet)
     excluded, fit = _paths_by(files, 'reason'), files[files.reason == '']
-    owners = fit[['identity', 'video']].drop_duplicates().video.value_counts()
-    of_two = fit.video.isin(owners.index[owners > 1])
-    if shared == 'exclude' and of_two.any():
-        excluded['same video under two identities'], fit = sorted(fit.path[of_two]), fit[~of_two]
+    owners = fit[['video', 'modality', 'identity']].drop_duplicates()
+    of_two = sorted(owners.video[owners.duplicated(['video', 'modality'])].unique())
+    if shared == 'exclude' and of_two:
+        out = fit.video.isin(of_two)
+        excluded[_SHARED], fit = sorted(fit.path[out]), fit[~out]
     number = fit.path.str.extract(r'(\d{1,18})\.\w+$')[0].where(fit.modality == 'face').fillna('-1').astype(np.int64)
     fit = fit.assign(frame=number).sort_values(['identity', 'video', 'modality', 'frame', 'path'], ignore_index=True)
     digest = hashlib.sha256(''.join(f'{p}\0{b}\0' for p,b in sorted(zip(fit.path, fit.bytes))).encode()).hexdigest()
@@ -144,7 +147,7 @@ def _build(root:Path, listing:Listing, workers:int, check:str, shared:str, quiet
         'check': check, 'shared': shared, 'listing': listing.signature,
         'found': files.modality.value_counts().sort_index().to_dict(),
         'excluded': dict(sorted(excluded.items())), 'repaired': _paths_by(fit, 'repairs'), 'set aside': listing.aside,
-        'videos under two identities': sorted(owners.index[owners > 1]), **loose}, digest)
+        'videos under two identities': of_two, **loose}, digest)
     half = m.table[~m._videos[1]][['identity', 'video', 'modality']].drop_duplicates()
     m.report['videos with one modality'] = [f'{i}/{v} ({k} only)' for i,v,k in half.itertuples(index=False)]
     alone = {s: ids[0] for s in SPLITS.values() if len(ids := m.identities(s)) == 1}
@@ -156,8 +159,10 @@ def _why_nothing(m:Manifest) -> str:
     "One line for a corpus without a single complete video."
     for kind in MEDIA:
         if (m.table.modality == kind).any(): continue
-        counts = few(f'{len(v)} {k}' for k,v in m.report['excluded'].items())
-        return f'none of its {m.report["found"][kind]} {kind} files is usable (left out: {counts}); {FORM}'
+        lost = {why: sum(p.startswith('wav/') == (kind == 'voice') for p in v) for why,v in m.report['excluded'].items()}
+        counts = few(f'{n} {why}' for why,n in lost.items() if n)
+        todo = 'give every video folder a name of its own' if _SHARED in m.report['excluded'] else FORM
+        return f'none of its {m.report["found"][kind]} {kind} files is usable (left out: {counts}); {todo}'
     voices, faces = [few(m.table.identity[m.table.modality == k].unique()) for k in MEDIA]
     return (f'no video has both a voice and a face (voices of {voices}; faces of {faces}); vox1_meta.csv must say which '
             'ID has which name, and a video must have the same folder name in both trees')
