@@ -63,13 +63,13 @@ def face_of(
     red = float(np.clip(.16*z['red'], 0, .5))*(1 - _unit(2*z['dark'] - 3))
     colour = colour + red*(_rgb('a8401c')[0] - colour)
     white = _rgb('d8d6d2')[0]
-    return Face(width=.47*e('width', .075), long=.635*e('long', .05), jaw=.09*float(np.tanh(.5*z['jaw'])), eye_gap=.2*e('eye_gap', .09),
-                eye_size=.098*e('eye_size', .13), eye_tilt=.09*z['eye_tilt'], brow=.021*e('brow', .35),
-                nose_width=.092*e('nose_width', .17), nose_length=.232*e('nose_length', .12), mouth=.165*e('mouth', .12),
-                lips=.044*e('lips', .28), skin=_ramp(SKIN, _unit(.75*z['skin'])), ruddy=_unit(1.2*z['ruddy'] - 1),
+    return Face(width=.47*e('width', .09), long=.635*e('long', .06), jaw=.11*float(np.tanh(.5*z['jaw'])), eye_gap=.2*e('eye_gap', .105),
+                eye_size=.098*e('eye_size', .16), eye_tilt=.09*z['eye_tilt'], brow=.021*e('brow', .4),
+                nose_width=.092*e('nose_width', .2), nose_length=.232*e('nose_length', .12), mouth=.165*e('mouth', .15),
+                lips=.044*e('lips', .32), skin=_ramp(SKIN, _unit(.75*z['skin'])), ruddy=_unit(1.2*z['ruddy'] - 1),
                 hair_colour=colour + grey*(white - colour), brow_colour=.55*(colour + .6*grey*(white - colour)),
                 wrinkles=_unit(2*z['wrinkles'] - 1.6), recede=_unit(1.7*z['recede'] - 2.5), hair=-.08 + 1.05*_unit(1.1*z['hair']),
-                volume=.085*e('volume', .35), beard=_unit(1.6*z['beard'] - 1.2), iris=_ramp(IRIS, _unit(z['iris'])))
+                volume=.085*e('volume', .42), beard=_unit(1.6*z['beard'] - 1.2), iris=_ramp(IRIS, _unit(z['iris'])))
 
 # %% ../../nbs/1_corpus/02b_facebox.ipynb #e1698732
 @dataclass(frozen=True)

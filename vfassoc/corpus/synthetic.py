@@ -7,10 +7,12 @@ __all__ = ['GENERATOR', 'DEVIATES', 'FIRST', 'LAST', 'ALPHABET', 'VOICE_COLUMNS'
            'draw_truth', 'make_media', 'write_corpus', 'read_config', 'read_truth', 'oracle_scores']
 
 # %% ../../nbs/1_corpus/02d_synthetic.ipynb #e923a75f
-import multiprocessing, os, shutil
+import multiprocessing, os, shutil, signal, threading, time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -19,12 +21,12 @@ import pandas as pd
 import soundfile
 from PIL import Image
 
-from ..core import ConfigError, CorpusError, RunError, atomic_path, progress, read_json, require, rng_for, write_json
+from ..core import CorpusError, RunError, atomic_path, from_dict, progress, read_json, require, rng_for, write_json
 from .facebox import FACE, draw_pose, draw_scene, face_of, render
 from .planted import FACTORS, NATIONS, SEXES, Oracle, Planted, years
 from .voicebox import FS, VOICE, bed, draw_room, record, speak, voice_of
 
-# %% ../../nbs/1_corpus/02d_synthetic.ipynb #3d5828ba
+# %% ../../nbs/1_corpus/02d_synthetic.ipynb #4af8dd11
 GENERATOR = 1 # raised whenever the same configuration would give other bytes
 DEVIATES = ('offscreen', 'noise', 'occluded', 'turned')
 
@@ -33,178 +35,184 @@ class SynthConfig:
     "Everything that decides the bytes of a synthetic corpus."
     identities:int = 200 # people
     videos_per_identity:int = 4 # the more, the more false negatives
-    clips:int = 1 # wav files per video
+    clips:int = 1 # wav files in a video
     seconds:float = 3. # length of a clip
-    frames:int = 3 # jpg files per video
-    size:int = 112 # pixels of a face crop's side
-    coupling:float = .7 # correlation of what drives the voice with what drives the face, given sex
+    frames:int = 3 # jpg files in a video
+    size:int = 112 # side of a face crop, pixels
+    coupling:float = .75 # correlation of what drives the voice with what drives the face, given sex
     session:float = 1. # how much a person changes from video to video
     offscreen:float = .04 # share of videos in which another person is heard
-    buried:float = .04 # share in which music or noise buries the voice
+    buried:float = .04 # share in which music or a crowd buries the voice
     occluded:float = .04 # share in which something blocks the face
     turned:float = .04 # share in which the face is turned away
-    noise:float = 1. # background noise of microphones and cameras, 0 for a studio
-    train:float = .7 # share of identities for training
-    valid:float = .1 # share for validation; the rest is for the test
+    noise:float = 1. # background noise of microphones and cameras; 0 is a studio
+    train:float = .7 # share of identities to train on
+    valid:float = .1 # share to validate on; the rest is the test
     seed:int = 0
 
     def __post_init__(self):
-        for name, low, high in (('identities', 1, 90000), ('videos_per_identity', 1, 1000), ('clips', 1, 1000), ('frames', 1, 1000),
-                                ('size', 16, 1024), ('seconds', .1, 600), ('coupling', 0, 1), ('session', 0, 10), ('noise', 0, 100),
-                                ('seed', 0, 2**32 - 1), *((k, 0, 1) for k in ('offscreen', 'buried', 'occluded', 'turned', 'train', 'valid'))):
-            require(low <= getattr(self, name) <= high, 'synthetic corpus', name, getattr(self, name), f'{low} to {high}')
+        low = dict(identities=1, videos_per_identity=1, clips=1, frames=1, size=16, seconds=.5)
+        high = dict(identities=90000, videos_per_identity=10000, clips=1000, frames=1000, size=1024, seconds=600, session=10, noise=100, seed=2**32 - 1)
+        for f in fields(self):
+            x, a, b = getattr(self, f.name), low.get(f.name, 0), high.get(f.name, 1)
+            number = isinstance(x, (int, float) if f.type is float else int) and not isinstance(x, bool)
+            require(number and a <= x <= b, 'synthetic corpus', f.name, x, f'a {"number" if f.type is float else "whole number"} from {a} to {b}')
         share = self.offscreen + self.buried + self.occluded + self.turned
-        require(share <= 1 + 1e-9, 'synthetic corpus', 'offscreen + buried + occluded + turned', share, 'at most 1: one kind per video')
+        require(share <= 1 + 1e-9, 'synthetic corpus', 'offscreen + buried + occluded + turned', share, 'at most 1, since a video has one kind')
         require(self.train + self.valid <= 1 + 1e-9, 'synthetic corpus', 'train + valid', self.train + self.valid, 'at most 1')
 
-# %% ../../nbs/1_corpus/02d_synthetic.ipynb #4af8dd11
-FIRST = dict(f='Ada Alma Amina Beatrice Carla Chiara Clara Deepa Elena Emeka Fiona Grace Hana Ifeoma Ines Jisoo Laura Maeve Mina Nora Oona Priya Rosa Sana Sofia Yuna'.split(),
-             m='Aldo Amit Bruno Chidi Colm Conor Daniel Dario Emil Femi Giorgio Hugo Ivan Jinho Karl Kofi Leo Liam Marco Minjun Nikhil Oscar Paolo Ravi Sean Tunde'.split())
+# %% ../../nbs/1_corpus/02d_synthetic.ipynb #bde05f78
+FIRST = dict(f='Ada Alma Amina Beatrice Carla Chiara Clara Deepa Elena Fiona Grace Hana Ifeoma Ines Jisoo Laura Maeve Mina Nora Oona Priya Rosa Sana Sofia Yuna'.split(),
+             m='Aldo Amit Bruno Chidi Colm Conor Daniel Dario Emeka Emil Giorgio Hugo Ivan Jinho Karl Kofi Leo Liam Marco Minjun Nikhil Oscar Ravi Sean Tunde'.split())
 LAST = ('Abara Bianchi Byrne Choi Conti Daly Doyle Ekwueme Esposito Ferri Gallo Greco Han Iyer Jeong Joshi Kang Kelly Kim Lim Mehta Moore Murphy Nair Nolan '
         'Obi Okafor Park Quinn Rao Ricci Roche Romano Russo Seo Sharma Singh Sweeney Uche Yoon').split()
-ALPHABET = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_'
+ALPHABET = list('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_')
+VOICE_COLUMNS, FACE_COLUMNS = [f'voice_{k}' for k in VOICE], [f'face_{k}' for k in FACE]
+
+def _name(sex, k, seed): # the k-th name of a sex: 1000 pairs in random order, then the same with a number
+    again, k = divmod(k, len(FIRST[sex])*len(LAST))
+    first, last = divmod(int(rng_for(seed, 'names', sex).permutation(len(FIRST[sex])*len(LAST))[k]), len(LAST))
+    return f'{FIRST[sex][first]}_{LAST[last]}' + (f'_{again + 1}' if again else '')
 
 def _people(cfg, model):
-    "One row per identity: ids, names, metadata, split, and what the model drew."
+    "A dict per identity: ids, metadata, split, and what the model drew."
     n = cfg.identities
-    order = rng_for(cfg.seed, 'order').permutation(n)
-    cut = np.searchsorted([round(cfg.train*n), round((cfg.train + cfg.valid)*n)], np.arange(n), 'right')
-    names = {s: rng_for(cfg.seed, 'names', s).permutation(len(FIRST[s])*len(LAST)) for s in SEXES}
-    people, used = [None]*n, dict(f=0, m=0)
-    for k,i in enumerate(order):
-        sex, nation = SEXES[k % 2], NATIONS[k//2 % len(NATIONS)]
-        again, name = divmod(used[sex], len(names[sex]))
-        first, last = divmod(names[sex][name], len(LAST))
-        middle = f'{chr(65 + (again - 1) % 26)}{"." * (1 + (again - 1)//26)}_' if again else ''
-        used[sex] += 1
+    cuts = [round(cfg.train*n), round((cfg.train + cfg.valid)*n)]
+    people = {}
+    for k,i in enumerate(rng_for(cfg.seed, 'order').permutation(n)):
+        sex, nation, split = SEXES[k % 2], NATIONS[k//2 % len(NATIONS)], ('train', 'valid', 'test')[np.searchsorted(cuts, k, 'right')]
         drawn = model.person(sex, nation, rng_for(cfg.seed, 'identity', i))
-        people[i] = dict(identity=f'id{90001 + i}', name=f'{FIRST[sex][first]}_{middle}{LAST[last]}', gender=sex, nationality=nation,
-                         age=round(float(years(drawn['face_factors'][0])), 1), split=('train', 'valid', 'test')[cut[k]], drawn=drawn)
-    return people
+        people[i] = dict(identity=f'id{90001 + i}', name=_name(sex, k//2, cfg.seed), gender=sex, nationality=nation,
+                         age=round(float(years(drawn['face_factors'][0])), 1), split=split, drawn=drawn)
+    return [people[i] for i in range(n)]
 
-def _deviates(cfg, split):
-    "A kind for each video: the planted shares, rounded; off-screen only where the split has a second person to be heard."
-    n = len(split)
-    kind, rng = np.full(n, 'none', dtype='<U9'), rng_for(cfg.seed, 'deviates')
-    order, at = rng.permutation(n), 0
-    for name, share in zip(DEVIATES, (cfg.offscreen, cfg.buried, cfg.occluded, cfg.turned)):
-        count = min(round(share*n), n - at)
-        kind[order[at:at + count]] = name
-        at += count
-    return kind
+def _deviates(cfg): # the kind of each video: the planted shares, rounded, in random places
+    n = cfg.identities*cfg.videos_per_identity
+    counts = [round(share*n) for share in (cfg.offscreen, cfg.buried, cfg.occluded, cfg.turned)]
+    kinds = np.repeat([*DEVIATES, 'none'], [*counts, max(n - sum(counts), 0)])[:n]
+    return kinds[rng_for(cfg.seed, 'deviates').permutation(n)]
 
 def draw_truth(
     cfg:SynthConfig, # the corpus
-) -> pd.DataFrame: # one row per video: ids, metadata, split, deviate, heard, model, factors, latents
+) -> pd.DataFrame: # a row per video: ids, metadata, split, deviate, heard, model, factors, latents
     "All that there is to know about a corpus, before a single pixel is drawn."
     model = Planted(cfg.coupling, cfg.session)
-    people, m = _people(cfg, model), cfg.videos_per_identity
-    who = np.repeat(np.arange(cfg.identities), m)
-    kinds = _deviates(cfg, np.array([people[i]['split'] for i in who]))
-    peers = {s: [i for i,p in enumerate(people) if p['split'] == s] for s in ('train', 'valid', 'test')}
+    people = _people(cfg, model)
+    peers = {s: [p for p in people if p['split'] == s] for s in ('train', 'valid', 'test')}
     rows = []
-    for j,i in enumerate(who):
-        p, rng = people[i], rng_for(cfg.seed, 'video', j)
-        others = [o for o in peers[p['split']] if o != i]
-        kind = kinds[j] if others or kinds[j] != 'offscreen' else 'none'
-        heard = people[others[rng.integers(len(others))]] if kind == 'offscreen' else p
-        voice, face = model.session_of(dict(voice=heard['drawn']['voice'], face=p['drawn']['face']), rng)
-        rows.append(dict({k: p[k] for k in ('identity', 'name')}, video=''.join(rng.choice(list(ALPHABET), 11)),
-                         **{k: p[k] for k in ('gender', 'nationality', 'age', 'split')}, deviate=kind, heard=heard['identity'],
-                         coupling=cfg.coupling, session=cfg.session,
-                         **{f'voice_factor_{k}': x for k,x in zip(FACTORS, heard['drawn']['voice_factors'])},
-                         **{f'face_factor_{k}': x for k,x in zip(FACTORS, p['drawn']['face_factors'])},
-                         **{f'voice_{k}': x for k,x in zip(VOICE, voice)}, **{f'face_{k}': x for k,x in zip(FACE, face)}))
-    truth = pd.DataFrame(rows)
-    latents = [c for c in truth if c.startswith(('voice_', 'face_'))]
-    truth[latents] = truth[latents].astype(float).round(5) # what is written is what is drawn from
-    return truth
+    for j,kind in enumerate(_deviates(cfg)):
+        p, rng = people[j//cfg.videos_per_identity], rng_for(cfg.seed, 'video', j)
+        others = [q for q in peers[p['split']] if q is not p]
+        if kind == 'offscreen' and not others: kind = 'none' # nobody else in this split
+        heard = others[rng.integers(len(others))] if kind == 'offscreen' else p
+        voice, face = model.video(dict(voice=heard['drawn']['voice'], face=p['drawn']['face']), rng)
+        latents = {**dict(zip([f'voice_factor_{k}' for k in FACTORS], heard['drawn']['voice_factors'])),
+                   **dict(zip([f'face_factor_{k}' for k in FACTORS], p['drawn']['face_factors'])),
+                   **dict(zip(VOICE_COLUMNS, voice)), **dict(zip(FACE_COLUMNS, face))}
+        rows.append(dict(identity=p['identity'], name=p['name'], video=''.join(rng.choice(ALPHABET, 11)), gender=p['gender'], nationality=p['nationality'],
+                         age=p['age'], split=p['split'], deviate=str(kind), heard=heard['identity'], coupling=float(cfg.coupling), session=float(cfg.session),
+                         **{k: round(float(x), 5) for k,x in latents.items()})) # the written number is the one that is used
+    return pd.DataFrame(rows)
 
-# %% ../../nbs/1_corpus/02d_synthetic.ipynb #588526e5
-VOICE_COLUMNS, FACE_COLUMNS = [f'voice_{k}' for k in VOICE], [f'face_{k}' for k in FACE]
-
+# %% ../../nbs/1_corpus/02d_synthetic.ipynb #f45933c4
 def make_media(
-    row:dict, # one row of the truth, and `index`, its number
+    row:dict, # a row of the truth, and `index`, its number
     cfg:SynthConfig, # the corpus
 ) -> tuple[list[np.ndarray],np.ndarray]: # clips, (t,) int16 each; frames (n, size, size, 3) uint8
-    "The sound and the pictures of one video: a function of the configuration and the row, and of nothing else."
-    j, kind = row['index'], row['deviate']
-    room = draw_room(rng_for(cfg.seed, 'room', j), cfg.noise)
-    voice, clips = voice_of([row[c] for c in VOICE_COLUMNS]), []
+    "Sound and pictures of one video: a function of the configuration and the row, and of nothing else."
+    j, kind, clips = row['index'], row['deviate'], []
+    room, voice = draw_room(rng_for(cfg.seed, 'room', j), cfg.noise), voice_of([row[c] for c in VOICE_COLUMNS])
     for k in range(cfg.clips):
-        rng = rng_for(cfg.seed, 'clip', j, k)
-        x = speak(voice, cfg.seconds, rng)
-        clips.append(record(x, room, rng, bed(len(x), rng) if kind == 'noise' else None))
-    rng = rng_for(cfg.seed, 'scene', j)
-    scene, pose = draw_scene(rng, cfg.size, kind == 'occluded', cfg.noise), draw_pose(rng, cfg.frames, kind == 'turned')
-    return clips, render(face_of([row[c] for c in FACE_COLUMNS]), scene, pose, cfg.size, rng)
+        x = speak(voice, cfg.seconds, rng_for(cfg.seed, 'said', j, k))
+        other = bed(len(x), rng_for(cfg.seed, 'bed', j, k)) if kind == 'noise' else None
+        clips.append(record(x, room, rng_for(cfg.seed, 'echo', j, k), other))
+    scene = draw_scene(rng_for(cfg.seed, 'scene', j), cfg.size, kind == 'occluded', cfg.noise)
+    pose = draw_pose(rng_for(cfg.seed, 'pose', j), cfg.frames, kind == 'turned')
+    return clips, render(face_of([row[c] for c in FACE_COLUMNS]), scene, pose, cfg.size, rng_for(cfg.seed, 'grain', j))
 
-def _places(root, row):
-    return Path(root)/'wav'/row['identity']/row['video'], Path(root)/'faces'/row['name']/'1.6'/row['video']
-
-def _write_video(root, cfg, row):
-    "Both folders of a video, written elsewhere first; the faces come last, so a video with faces is finished."
-    wav, faces = _places(root, row)
-    if faces.is_dir(): return
-    clips, frames = make_media(row, cfg)
-    tmp = Path(root)/UNFINISHED/row['video']
-    shutil.rmtree(tmp, ignore_errors=True)
-    for part in ('wav', 'faces'): (tmp/part).mkdir(parents=True)
-    for k,x in enumerate(clips): soundfile.write(tmp/'wav'/f'{k+1:05d}.wav', x, FS, subtype='PCM_16')
-    for k,x in enumerate(frames): Image.fromarray(x).save(tmp/'faces'/f'{25*(k+1):07d}.jpg', quality=92)
-    shutil.rmtree(wav, ignore_errors=True)
-    for part, place in (('wav', wav), ('faces', faces)):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(tmp/part, place)
-    tmp.rmdir()
-
-def _write_videos(root, cfg, rows):
-    for row in rows: _write_video(root, cfg, row)
-    return len(rows)
-
-# %% ../../nbs/1_corpus/02d_synthetic.ipynb #bde05f78
-UNFINISHED = '.unfinished' # a folder that exists while a corpus is being written
+# %% ../../nbs/1_corpus/02d_synthetic.ipynb #b667939d
+UNFINISHED = '.unfinished' # a folder that is there while a corpus is being written
 
 @contextmanager
 def _one_line(root):
-    "A disk that refuses is one line, not a traceback."
+    "A disk that refuses becomes one line."
     try: yield
+    except BrokenProcessPool: raise CorpusError(f'{root}: a process that drew videos was killed (out of memory?); run again with fewer workers: '
+                                                'finished videos are kept') from None
     except (OSError, soundfile.SoundFileError, RunError) as e:
-        raise CorpusError(f'{root}: the corpus cannot be written ({getattr(e, "strerror", None) or e}); free space or choose another '
-                          'folder, then run again: finished videos are kept') from e
+        why = e.__cause__ if isinstance(e, RunError) and e.__cause__ else e
+        raise CorpusError(f'{root}: the corpus cannot be written ({getattr(why, "strerror", None) or why}); free space or choose another folder, '
+                          'then run again: finished videos are kept') from e
+
+def _places(root, row): # the folders of a video
+    return Path(root)/'wav'/row['identity']/row['video'], Path(root)/'faces'/row['name']/'1.6'/row['video']
+
+def _write_videos(root, cfg, rows):
+    "Draw the videos of these rows; returns how many."
+    with _one_line(root):
+        for row in rows:
+            (clips, frames), tmp = make_media(row, cfg), Path(root)/UNFINISHED/row['video']
+            for part in ('wav', 'faces'): (tmp/part).mkdir(parents=True, exist_ok=True)
+            for k,x in enumerate(clips): soundfile.write(tmp/'wav'/f'{k+1:05d}.wav', x, FS, subtype='PCM_16')
+            for k,x in enumerate(frames): Image.fromarray(x).save(tmp/'faces'/f'{25*(k+1):07d}.jpg', quality=92)
+            shutil.rmtree(_places(root, row)[0], ignore_errors=True) # sound without pictures: killed between the two
+            for part, place in zip(('wav', 'faces'), _places(root, row)):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(tmp/part, place)
+            tmp.rmdir()
+    return len(rows)
 
 def _claim(root, cfg):
-    "True if the corpus is finished; else mark the folder as this configuration's. Raises if it is somebody else's."
+    "True if the corpus is finished; else the folder is marked as this configuration's. Raises `CorpusError` if it is another's."
     want = dict(generator=GENERATOR, **asdict(cfg))
     for path in (root/'synth.json', root/UNFINISHED/'synth.json'):
         if not path.is_file(): continue
         have = read_json(path)
-        other = [k for k in {**have, **want} if have.get(k) != want.get(k)]
+        other = [k for k in {**want, **have} if have.get(k) != want.get(k)]
         if other: raise CorpusError(f'{root}: holds a synthetic corpus with {other[0]} = {have.get(other[0])!r}, not {want.get(other[0])!r}; '
                                     'choose another folder or delete this one')
-        if path.parent == root: return True
-        return False
-    if root.is_dir() and any(p.name in ('wav', 'faces', 'unzippedFaces', 'vox1_meta.csv', 'truth.csv') for p in root.iterdir()):
-        raise CorpusError(f'{root}: holds a corpus that was not written by this program; choose another folder')
+        return path.parent == root
+    taken = ('wav', 'faces', 'unzippedFaces', 'vox1_meta.csv', 'identity_splits.txt', 'truth.csv')
+    if root.is_dir() and (found := [p.name for p in root.iterdir() if p.name in taken]):
+        raise CorpusError(f'{root}: holds a corpus that this program did not write ({found[0]}); choose another folder')
     write_json(root/UNFINISHED/'synth.json', want)
     return False
 
-def _write_tables(root, cfg, truth):
+def _write_tables(root, truth):
     "vox1_meta.csv, identity_splits.txt, truth.csv."
-    people = truth.drop_duplicates('identity').sort_values('identity')
-    meta = pd.DataFrame({'VoxCeleb1 ID': people.identity, 'VGGFace1 ID': people.name, 'Gender': people.gender, 'Nationality': people.nationality,
-                         'Set': np.where(people.split == 'test', 'test', 'dev'), 'Age': people.age})
-    number = people.split.map({'train': 1, 'valid': 2, 'test': 4})
-    for name, text in (('vox1_meta.csv', meta.to_csv(sep='\t', index=False)), ('truth.csv', truth.to_csv(index=False)),
-                       ('identity_splits.txt', ''.join(f'{n} {k}\n' for n,k in zip(people.name, number)))):
+    p = truth.drop_duplicates('identity')
+    meta = pd.DataFrame({'VoxCeleb1 ID': p['identity'], 'VGGFace1 ID': p['name'], 'Gender': p['gender'], 'Nationality': p['nationality'],
+                         'Set': np.where(p['split'] == 'test', 'test', 'dev'), 'Age': p['age']})
+    splits = ''.join(f'{name} {number}\n' for name, number in zip(p['name'], p['split'].map({'train': 1, 'valid': 2, 'test': 4})))
+    for name, text in (('vox1_meta.csv', meta.to_csv(sep='\t', index=False, lineterminator='\n')), ('identity_splits.txt', splits),
+                       ('truth.csv', truth.to_csv(index=False, lineterminator='\n'))):
         with atomic_path(root/name) as tmp: tmp.write_text(text, encoding='utf-8')
 
+def _leave_with(parent):
+    "In a worker: leave Ctrl-C to the parent, and end when it is gone."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def watch():
+        while os.getppid() == parent: time.sleep(.5)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+def _spread(f, parts, workers) -> Iterator:
+    "`map` over processes; they are forked where that exists, since a fresh one would first import torch."
+    if workers == 0 or len(parts) < 2:
+        yield from map(f, parts)
+        return
+    context = multiprocessing.get_context('fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn')
+    pool = ProcessPoolExecutor(min(workers, len(parts)), context, _leave_with, (os.getpid(),))
+    try: yield from pool.map(f, parts)
+    finally: pool.shutdown(cancel_futures=True)
+
 def write_corpus(
-    root:str|Path, # the folder, created if missing
+    root:str|Path, # the folder; it is created
     cfg:SynthConfig=SynthConfig(), # what to write
-    workers:int=2, # processes; 0 = this one
+    workers:int=2, # processes; 0 is this one
 ) -> Path: # `root`
-    "Write the corpus, or what is missing of it. Raises `CorpusError` if the folder holds another one or cannot be written."
+    "Write the corpus, or what is missing of it. Raises `CorpusError` if the folder belongs to another corpus or cannot be written."
+    require(isinstance(workers, int) and workers >= 0, 'synthetic corpus', 'workers', workers, '0 or more')
     root = Path(root)
     with _one_line(root):
         if _claim(root, cfg): return root
@@ -214,47 +222,43 @@ def write_corpus(
         parts = [todo[k:k+8] for k in range(0, len(todo), 8)]
         with progress(total=len(rows), initial=len(rows) - len(todo), desc='videos', unit='video') as bar:
             for done in _spread(partial(_write_videos, root, cfg), parts, workers): bar.update(done)
-        _write_tables(root, cfg, truth)
+        _write_tables(root, truth)
         write_json(root/'synth.json', dict(generator=GENERATOR, **asdict(cfg)))
         shutil.rmtree(root/UNFINISHED, ignore_errors=True)
     return root
 
-def _spread(f, parts, workers):
-    "Map over processes; forked where that exists, since a fresh process would import torch first."
-    if workers == 0 or len(parts) < 2: yield from map(f, parts); return
-    context = multiprocessing.get_context('fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn')
-    pool = ProcessPoolExecutor(workers, mp_context=context)
-    try: yield from pool.map(f, parts)
-    finally: pool.shutdown(cancel_futures=True)
-
-# %% ../../nbs/1_corpus/02d_synthetic.ipynb #cf35afe9
+# %% ../../nbs/1_corpus/02d_synthetic.ipynb #25216bc7
 def read_config(
     root:str|Path, # a synthetic corpus
 ) -> SynthConfig: # how it was drawn
     "The configuration of a finished synthetic corpus; `CorpusError` if there is none."
     path = Path(root)/'synth.json'
-    if not path.is_file(): raise CorpusError(f'{root}: not a finished synthetic corpus (no synth.json); write it with `vfassoc synth`')
-    d = read_json(path)
-    return SynthConfig(**{k: v for k,v in d.items() if k != 'generator'})
+    if not path.is_file(): raise CorpusError(f'{root}: no finished synthetic corpus (no synth.json); write it with `vfassoc synth`')
+    return from_dict(SynthConfig, {k: v for k,v in read_json(path).items() if k != 'generator'}, str(path))
 
 def read_truth(
     root:str|Path, # a synthetic corpus
-) -> pd.DataFrame: # one row per video
+) -> pd.DataFrame: # a row per video, as `draw_truth` made it
     "The planted truth; `CorpusError` if this is not a synthetic corpus."
     path = Path(root)/'truth.csv'
-    if not path.is_file(): raise CorpusError(f'{path}: no such file; only a synthetic corpus has a truth')
-    return pd.read_csv(path, dtype={'video': str}, keep_default_na=False, float_precision='round_trip')
+    if not path.is_file(): raise CorpusError(f'{path}: no such file; only a finished synthetic corpus has a truth')
+    words = ('identity', 'name', 'video', 'gender', 'nationality', 'split', 'deviate', 'heard')
+    try:
+        t = pd.read_csv(path, dtype=str, keep_default_na=False)
+        return t.astype({k: float for k in t if k not in words})
+    except (ValueError, UnicodeDecodeError) as e: raise CorpusError(f'{path}: not a readable table ({" ".join(str(e).split())}); write the corpus again') from None
 
 def oracle_scores(
-    truth:pd.DataFrame, # from `read_truth`
-    voice_videos, # (n,) video ids: whose sound
-    face_videos, # (n,) video ids, or (m,) for a block: whose pictures
+    truth:pd.DataFrame, # from `read_truth` or `draw_truth`
+    voice_videos, # (n,) ids of videos: whose sound
+    face_videos, # (n,) ids of videos: whose pictures; (m,) for a block
     block:bool=False, # every voice with every face
     shared:str='', # what an impostor is known to share: '', 'G', 'N' or 'GN'
 ) -> np.ndarray: # (n,) or (n, m) log-likelihood ratios
-    "log p(voice, face | one person) - log p(voice, face | two people), from the latents that generated the media."
-    rows = pd.Series(np.arange(len(truth)), index=truth.video)
-    v = truth[VOICE_COLUMNS].to_numpy()[rows.loc[list(voice_videos)]]
-    f = truth[FACE_COLUMNS].to_numpy()[rows.loc[list(face_videos)]]
-    oracle = Oracle(Planted(float(truth.coupling.iloc[0]), float(truth.session.iloc[0])), shared)
+    "log p(voice, face | one person) - log p(voice, face | two), from the latents that generated the media."
+    row = pd.Series(np.arange(len(truth)), index=truth['video'])
+    if len(unknown := [v for v in {*voice_videos, *face_videos} if v not in row.index]):
+        raise CorpusError(f'truth: {len(unknown)} videos are not in it ({sorted(map(str, unknown))[0]}, ...); is it the truth of this corpus?')
+    v, f = truth[VOICE_COLUMNS].to_numpy()[row[list(voice_videos)]], truth[FACE_COLUMNS].to_numpy()[row[list(face_videos)]]
+    oracle = Oracle.of(Planted(float(truth['coupling'].iloc[0]), float(truth['session'].iloc[0])), shared)
     return oracle.block(v, f) if block else oracle.pairs(v, f)

@@ -41,9 +41,9 @@ def voice_of(
 ) -> Voice: # what they mean to the ear
     "From latents to physics; latents beyond 5 are cut."
     e = {k: lambda scale, x=x: float(np.exp(scale*x)) for k,x in zip(VOICE, np.clip(z, -5, 5))}
-    return Voice(f0=157*e['pitch'](.155), tract=.157*e['length'](.045), melody=2*e['melody'](.4), rate=4*e['rate'](.22),
-                 closing=.00022*e['tilt'](.55), breath=.02*e['breath'](.7), jitter=.005*e['rough'](.6), f1=e['open'](.07),
-                 f2=e['front'](.07), f3=e['ring'](.06), space=e['space'](.15))
+    return Voice(f0=157*e['pitch'](.155), tract=.157*e['length'](.045), melody=2*e['melody'](.45), rate=4*e['rate'](.26),
+                 closing=.00022*e['tilt'](.65), breath=.02*e['breath'](.7), jitter=.005*e['rough'](.6), f1=e['open'](.09),
+                 f2=e['front'](.09), f3=e['ring'](.07), space=e['space'](.18))
 
 # %% ../../nbs/1_corpus/02a_voicebox.ipynb #cec1dc98
 OPEN = .6 # share of a period in which the folds are apart

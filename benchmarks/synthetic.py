@@ -1,0 +1,50 @@
+"""What the synthetic corpus costs: videos a second (1 clip of 3 s, 3 frames of 112 x 112) and where the time goes.
+
+    python benchmarks/synthetic.py [--workers 2] [--videos 400] [--repeat 3]
+"""
+import argparse, os, resource, tempfile, time
+from pathlib import Path
+
+import numpy as np
+
+from vfassoc.corpus.facebox import draw_pose, draw_scene, face_of, render
+from vfassoc.corpus.planted import Oracle, Planted
+from vfassoc.corpus.synthetic import FACE_COLUMNS, VOICE_COLUMNS, SynthConfig, draw_truth, write_corpus
+from vfassoc.corpus.voicebox import draw_room, record, speak, voice_of
+
+def cpu(): return sum(sum(resource.getrusage(w)[:2]) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+def best(f, repeat=15): # ms of CPU
+    times = []
+    for _ in range(repeat):
+        start = time.process_time()
+        f()
+        times.append(time.process_time() - start)
+    return 1e3*min(times)
+
+def parts():
+    row = draw_truth(SynthConfig(identities=1)).iloc[0]
+    rng, voice, face = np.random.default_rng(0), voice_of(row[VOICE_COLUMNS].to_numpy(float)), face_of(row[FACE_COLUMNS].to_numpy(float))
+    x, room, scene, pose = speak(voice, 3, rng), draw_room(rng), draw_scene(rng, 112), draw_pose(rng, 3)
+    print(f'voice 3 s: speak {best(lambda: speak(voice, 3, rng)):.1f} ms, record {best(lambda: record(x, room, rng)):.1f} ms of CPU')
+    print(f'face: scene {best(lambda: draw_scene(rng, 112)):.1f} ms, 3 frames {best(lambda: render(face, scene, pose, 112, rng)):.1f} ms of CPU')
+    oracle, v, f = Oracle.of(Planted()), np.random.default_rng(0).standard_normal((4000, 11)), np.random.default_rng(1).standard_normal((4000, 22))
+    print(f'oracle 4000 x 4000: {best(lambda: oracle.block(v, f), 3)/1e3:.2f} s of CPU')
+
+def corpus(workers, videos):
+    with tempfile.TemporaryDirectory() as d:
+        start, used = time.perf_counter(), cpu()
+        write_corpus(Path(d)/'c', SynthConfig(identities=-(-videos//4)), workers)
+        wall = time.perf_counter() - start
+        return videos/wall, 1e3*(cpu() - used)/videos
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--workers', type=int, default=2)
+    p.add_argument('--videos', type=int, default=400)
+    p.add_argument('--repeat', type=int, default=3)
+    a = p.parse_args()
+    parts()
+    rates = [corpus(a.workers, a.videos) for _ in range(a.repeat)]
+    print(f'{a.workers} workers, load {os.getloadavg()[0]:.1f}: best {max(r for r,_ in rates):.0f} videos/s '
+          f'(each run: {", ".join(f"{r:.0f}" for r,_ in rates)}), {min(c for _,c in rates):.0f} ms of CPU per video')
