@@ -104,6 +104,7 @@ def _wave(how, path):
     elif how == 'silent file': soundfile.write(path, x[:0], 16000)
     elif how == 'short': soundfile.write(path, x[:7000], 16000)
     elif how == 'text': path.write_text('404: not found')
+    elif how == '44,056 Hz': soundfile.write(path, noise(rate=44056), 44056)
     elif how == 'zeros': soundfile.write(path, 0*x, 16000)
     elif how == 'nan': soundfile.write(path, np.where(x > 0.2, np.nan, x), 16000, subtype='FLOAT')
     elif how == 'stereo': soundfile.write(path, np.stack([x, 0*x], 1), 16000)
@@ -116,7 +117,7 @@ def _wave(how, path):
 @pytest.mark.parametrize('how, reason, check', [
     ('empty', 'empty file', 'quick'), ('truncated', 'truncated audio', 'quick'), ('header', 'unreadable audio', 'quick'),
     ('silent file', 'no samples', 'quick'), ('short', 'shorter than 0.5 s', 'quick'), ('text', 'unreadable audio', 'quick'),
-    ('zeros', 'silence', 'full'), ('nan', 'samples that are not numbers', 'full')])
+    ('44,056 Hz', 'odd sampling rate', 'quick'), ('zeros', 'silence', 'full'), ('nan', 'samples that are not numbers', 'full')])
 def test_unfit_sound_is_left_out_and_counted(root, how, reason, check):
     _wave(how, voice(root))
     m = scan(root, check=check)
