@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vfassoc.corpus.facebox import draw_pose, draw_scene, face_of, render
+from vfassoc.corpus.facebox import render
 from vfassoc.corpus.planted import Oracle, Planted
 from vfassoc.corpus.synthetic import FACE_COLUMNS, VOICE_COLUMNS, SynthConfig, draw_truth, write_corpus
+from vfassoc.corpus.sitter import draw_pose, draw_scene, face_of
 from vfassoc.corpus.voicebox import draw_room, record, speak, voice_of
 
 def cpu(): return sum(sum(resource.getrusage(w)[:2]) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -24,11 +25,13 @@ def best(f, repeat=15): # ms of CPU
 
 def parts():
     row = draw_truth(SynthConfig(identities=1)).iloc[0]
-    rng, voice, face = np.random.default_rng(0), voice_of(row[VOICE_COLUMNS].to_numpy(float)), face_of(row[FACE_COLUMNS].to_numpy(float))
+    voice, face = voice_of(row[VOICE_COLUMNS].to_numpy(float)), face_of(row[FACE_COLUMNS].to_numpy(float))
+    rng = np.random.default_rng(0)
     x, room, scene, pose = speak(voice, 3, rng), draw_room(rng), draw_scene(rng, 112), draw_pose(rng, 3)
-    print(f'voice 3 s: speak {best(lambda: speak(voice, 3, rng)):.1f} ms, record {best(lambda: record(x, room, rng)):.1f} ms of CPU')
-    print(f'face: scene {best(lambda: draw_scene(rng, 112)):.1f} ms, 3 frames {best(lambda: render(face, scene, pose, 112, rng)):.1f} ms of CPU')
-    oracle, v, f = Oracle.of(Planted()), np.random.default_rng(0).standard_normal((4000, 11)), np.random.default_rng(1).standard_normal((4000, 22))
+    said, taken = best(lambda: speak(voice, 3, rng)), best(lambda: record(x, room, rng))
+    set_up, drawn = best(lambda: draw_scene(rng, 112)), best(lambda: render(face, scene, pose, 112, rng))
+    print(f'CPU: voice of 3 s {said:.1f} ms, room {taken:.1f} ms, scene {set_up:.1f} ms, 3 frames {drawn:.1f} ms')
+    oracle, v, f = Oracle.of(Planted()), rng.standard_normal((4000, 11)), rng.standard_normal((4000, 22))
     print(f'oracle 4000 x 4000: {best(lambda: oracle.block(v, f), 3)/1e3:.2f} s of CPU')
 
 def corpus(workers, videos):

@@ -10,15 +10,19 @@ from sklearn.metrics import roc_auc_score
 
 from vfassoc.core import ConfigError, CorpusError, VfassocError
 from vfassoc.corpus import synthetic
-from vfassoc.corpus.facebox import FACE, draw_pose, draw_scene, face_of, render
+from vfassoc.corpus.facebox import render
 from vfassoc.corpus.manifest import scan
-from vfassoc.corpus.synthetic import SynthConfig, draw_truth, make_media, oracle_scores, read_config, read_truth, write_corpus
+from vfassoc.corpus.sitter import FACE, draw_pose, draw_scene, face_of
+from vfassoc.corpus.synthetic import (SynthConfig, draw_truth, make_media, oracle_scores, read_config, read_truth,
+                                      write_corpus)
 from vfassoc.corpus.voicebox import VOICE, draw_room, record, speak, voice_of
 
-TINY = SynthConfig(identities=10, videos_per_identity=2, clips=2, seconds=.5, frames=2, size=32, train=.6, valid=.2, offscreen=.2, buried=.1,
-                   occluded=.1, turned=.1)
+TINY = SynthConfig(identities=10, videos_per_identity=2, clips=2, seconds=.5, frames=2, size=32, train=.6, valid=.2,
+                   offscreen=.2, buried=.1, occluded=.1, turned=.1)
 
-def digests(root): return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path(root).rglob('*')) if p.is_file()}
+def digests(root):
+    files = [p for p in sorted(Path(root).rglob('*')) if p.is_file()]
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 def one_line(f, *words):
     with pytest.raises(VfassocError) as e: f()
@@ -78,7 +82,8 @@ def test_finished_corpus_returns_at_once(corpus, monkeypatch):
 
 def test_other_configuration_is_refused(corpus):
     before = digests(corpus)
-    one_line(lambda: write_corpus(corpus, SynthConfig(**{**vars(TINY), 'coupling': .1}), 0), str(corpus), 'coupling = 0.75, not 0.1', 'another folder')
+    other = SynthConfig(**{**vars(TINY), 'coupling': .1})
+    one_line(lambda: write_corpus(corpus, other, 0), str(corpus), 'coupling = 0.75, not 0.1', 'another folder')
     assert digests(corpus) == before
 
 @pytest.mark.parametrize('name', ['wav', 'faces', 'unzippedFaces', 'vox1_meta.csv', 'identity_splits.txt'])
@@ -120,8 +125,10 @@ def test_a_worker_that_dies(tmp_path, monkeypatch):
     one_line(lambda: write_corpus(tmp_path/'c', TINY, 2), 'was killed', 'fewer workers')
 
 @pytest.mark.parametrize('field, value', [
-    ('identities', 0), ('identities', 2.), ('identities', True), ('identities', '3'), ('videos_per_identity', 0), ('clips', 0), ('seconds', .4), ('seconds', float('nan')),
-    ('frames', 0), ('size', 8), ('size', 5000), ('coupling', -.1), ('coupling', 1.1), ('coupling', None), ('session', -1), ('offscreen', 1.5), ('noise', -1),
+    ('identities', 0), ('identities', 2.), ('identities', True), ('identities', '3'),
+    ('videos_per_identity', 0), ('clips', 0), ('seconds', .4), ('seconds', float('nan')),
+    ('frames', 0), ('size', 8), ('size', 5000), ('coupling', -.1), ('coupling', 1.1), ('coupling', None),
+    ('session', -1), ('offscreen', 1.5), ('noise', -1),
     ('train', 1.2), ('seed', -1), ('seed', 2**32), ('seed', .5)])
 def test_bad_parameters(field, value):
     one_line(lambda: SynthConfig(**{field: value}), field, 'allowed')
@@ -146,7 +153,8 @@ def test_metadata_and_media_are_ordinary(corpus):
 
 def test_manifest_takes_every_file(corpus):
     m = scan(corpus, workers=0, check='full')
-    assert len(m.table) == 20*(2 + 2) and not any(m.report.get('excluded', {}).values()) and not any(m.report.get('repaired', {}).values())
+    assert len(m.table) == 20*(2 + 2)
+    assert not any(v for k in ('excluded', 'repaired') for v in m.report[k].values())
     truth = read_truth(corpus)
     videos = m.videos().set_index('video')
     for column in ('identity', 'name', 'gender', 'nationality', 'age', 'split'):
@@ -155,7 +163,8 @@ def test_manifest_takes_every_file(corpus):
 def test_truth_survives_the_disk(corpus):
     assert read_truth(corpus).equals(draw_truth(TINY))
     truth = read_truth(corpus)
-    assert truth.deviate.value_counts().to_dict() == {'none': 10, 'offscreen': 4, 'noise': 2, 'occluded': 2, 'turned': 2}
+    planted = {'none': 10, 'offscreen': 4, 'noise': 2, 'occluded': 2, 'turned': 2}
+    assert truth.deviate.value_counts().to_dict() == planted
     assert ((truth.heard != truth.identity) == (truth.deviate == 'offscreen')).all()
     one_line(lambda: oracle_scores(truth, ['nosuchvideo'], truth.video[:1]), 'nosuchvideo')
 
@@ -188,7 +197,8 @@ def test_extreme_people_can_be_drawn():
             clip = record(speak(voice_of(np.full(len(VOICE), x)), .5, rng), draw_room(rng), rng)
             assert clip.shape == (8000,) and 3000 < np.abs(clip.astype(int)).max() < 32768
             for size in (16, 50, 160):
-                img = render(face_of(np.full(len(FACE), x)), draw_scene(rng, size, occluded=i % 2 == 0), draw_pose(rng, 1, turned=i == 3), size, rng)
+                scene, pose = draw_scene(rng, size, occluded=i % 2 == 0), draw_pose(rng, 1, turned=i == 3)
+                img = render(face_of(np.full(len(FACE), x)), scene, pose, size, rng)
                 assert img.shape == (1, size, size, 3) and img.std() > 5
 
 def test_noise_of_zero_is_a_studio():
