@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 MPLBACKEND=Agg # two workers, o
 log=$(mktemp); trap 'rm -f "$log"' EXIT
 
 SECONDS=0
-nbdev-test --n_workers 2 --timing --do_print; notebooks=$?
+nbdev-test --n-workers 2 --timing --do-print; notebooks=$?
 took=$SECONDS
 [ "$notebooks" -eq 0 ] && verdict=passed || verdict=FAILED
 echo "notebooks: $verdict in $took s"

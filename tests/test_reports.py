@@ -211,10 +211,12 @@ def test_roc_curve_agrees_with_the_table(made, runs):
     value = next(s['value'] for s in read_json(runs[2]/'metrics.json')['scores'] if (s['metric'], s['stratum']) == ('auc', 'U'))
     assert ax.get_legend().get_texts()[-1].get_text() == f'm, AUC {100*value:.1f}'
 
-def test_a_corpus_that_is_gone_is_said_in_its_place(runs, tmp_path):
+def test_a_corpus_that_is_gone_is_said_in_its_place(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv('MPLBACKEND', 'agg') # as on many servers: a notebook then shows no figures by itself
     out, page = run_report(EVALUATE, tmp_path/'r', dict(runs=runs[:1], figures=tmp_path/'f', corpus=str(tmp_path/'gone')), quiet=True)
     assert 'The corpus is not at' in page.read_text() and 'Provenance' in page.read_text()
     assert 'roc.png' in {p.name for p in (tmp_path/'f').iterdir()} and '<audio' not in page.read_text()
+    assert len(BeautifulSoup(page.read_text(), 'html.parser').select('img[src^="data:image/png"]')) == 5
 
 def test_a_run_without_scores_is_one_line(tmp_path):
     write_json(tmp_path/'run'/'config.json', {'name': 'x'})
