@@ -36,6 +36,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                          'vfassoc/clustering.py'),
                                     'vfassoc.clustering._Search.update': ( '2_representation/clustering.html#_search.update',
                                                                            'vfassoc/clustering.py'),
+                                    'vfassoc.clustering._above': ('2_representation/clustering.html#_above', 'vfassoc/clustering.py'),
                                     'vfassoc.clustering._begin': ('2_representation/clustering.html#_begin', 'vfassoc/clustering.py'),
                                     'vfassoc.clustering._check': ('2_representation/clustering.html#_check', 'vfassoc/clustering.py'),
                                     'vfassoc.clustering._cosines': ('2_representation/clustering.html#_cosines', 'vfassoc/clustering.py'),

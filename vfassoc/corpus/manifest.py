@@ -84,6 +84,8 @@ def assert_disjoint(
         raise CorpusError(f'corpus {m.root}: identities in two splits: {few(names)}; scan the corpus again')
 
 # %% ../../nbs/1_corpus/01b_manifest.ipynb #08d4dd62
+_PAYS = 30 # chunks from which on other processes are worth their start
+
 def _probe(root:Path, files:list[tuple[str, str, int]], full:bool) -> list[tuple[float, str, tuple[str, ...]]]:
     probe = {'voice': probe_audio, 'face': probe_face}
     return [probe[m](f'{root}/{path}', full) if size else (0., 'empty file', ()) for m,path,size in files]
@@ -92,7 +94,7 @@ def _probe_all(root:Path, files:pd.DataFrame, workers:int, full:bool, quiet:bool
     "Add duration, reason ('': fit) and repairs to the listing."
     todo, step = list(zip(files.modality, files.path, files.bytes)), 250 if full else 2500
     chunks = [todo[i:i + step] for i in range(0, len(todo), step)]
-    run = Parallel(n_jobs=max(1, workers) if len(chunks) > 8 else 1, return_as='generator')
+    run = Parallel(n_jobs=max(1, workers) if len(chunks) > _PAYS else 1, return_as='generator')
     found = []
     with progress(total=len(todo), desc=f'check {root.name}', unit='file', disable=quiet) as bar:
         for part in run(delayed(_probe)(root, c, full) for c in chunks): found += part; bar.update(len(part))
