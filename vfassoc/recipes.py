@@ -47,6 +47,7 @@ class Recipe:
     def __post_init__(self): method_config(self.method)
 
 # %% ../nbs/5_training/02_recipes.ipynb #77399625
+_SMALL = dict(towers='small', dim=128, projection='none')
 _PAPER = dict(
     data=dict(seconds=5.0, size=224),
     model=dict(towers='resnet34', dim=512, projection='shared', channels_last=True),
@@ -55,11 +56,11 @@ _PAPER = dict(
 
 RECIPES = {
     'demo': dict(
-        name='CID', corpus='demo', data=dict(seconds=2.5, size=64), model=dict(towers='small', dim=128), method=dict(name='cid', tau=0.1),
-        train=dict(samples=22_400, batch_size=64, lr=2e-3, lr_start=2e-4, lr_end=2e-5, warmup=1_120, weight_decay=1e-4, optimizer='adamw')),
+        name='CID', corpus='demo', data=dict(seconds=2.5, size=64), model=_SMALL, method=dict(name='cid', tau=0.1),
+        train=dict(samples=13_440, batch_size=64, optimizer='adamw', lr=1e-3, lr_start=1e-4, lr_end=1e-5, warmup=1_120, weight_decay=0.05)),
     'cid-libri-lfw': dict(
-        name='CID', corpus='libri-lfw', data=dict(seconds=4.0, size=64), model=dict(towers='small', dim=128), method=dict(name='cid', tau=0.1),
-        train=dict(samples=12_800, batch_size=64, lr=2e-3, lr_start=2e-4, lr_end=2e-5, warmup=640, weight_decay=1e-4, optimizer='adamw')),
+        name='CID', corpus='libri-lfw', data=dict(seconds=4.0, size=64), model=_SMALL, method=dict(name='cid', tau=0.1),
+        train=dict(samples=6_400, batch_size=64, optimizer='adamw', lr=1e-3, lr_start=1e-4, lr_end=1e-5, warmup=640, weight_decay=0.05)),
     'cid-voxceleb1': dict(name='CID', corpus='voxceleb1', method=dict(name='cid', tau=0.03), **_PAPER),
 }
 
