@@ -13,13 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..clustering import Clusters
 from ..core import RunError, require
-from .prototype import Clustering, Prototypes, own_prototypes, stack_prototypes
+from .prototype import Prototypes, own_prototypes, stack_prototypes
 
 # %% ../../nbs/3_objectives/03_recalibration.ipynb #21d3e175
 def prototype_agreement(
-    voice_clusters:Prototypes|Sequence[Clustering], # R clusterings of the voice memory
-    face_clusters:Prototypes|Sequence[Clustering], # R clusterings of the face memory, in the same order
+    voice_clusters:Prototypes|Sequence[Clusters], # R clusterings of the voice memory
+    face_clusters:Prototypes|Sequence[Clusters], # R clusterings of the face memory, in the same order
     idx:Tensor|None=None, # (b,) int64 rows; None: all n rows, to keep for an epoch
     missing:Literal['error', 'skip']='error', # rows never clustered: an error, or NaN
 ) -> Tensor: # (b,) or (n,) mean cosine of a row's voice and face prototypes, -1 to 1

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..clustering import Clusters
 from ..core import RunError, gather_rows, require, world
 from .contrastive import instance_contrast
-from .prototype import Clustering, own_prototypes
+from .prototype import own_prototypes
 
 # %% ../../nbs/3_objectives/04_released.ipynb #cfb31390
 def released_temperatures(
@@ -27,7 +28,7 @@ def released_temperatures(
 
 def released_prototype_contrast(
     z:Tensor, # (b, d) embeddings of one modality, of any length
-    clusters:Sequence[Clustering], # R clusterings of the other modality
+    clusters:Sequence[Clusters], # R clusterings of the other modality
     phi:Sequence[Tensor], # R densities (K_r,) of the prototypes
     idx:Tensor, # (b,) int64, rows of the corpus
     entries:int=4, # the sum so far is divided by this after each clustering: 4 in the training script
@@ -50,8 +51,8 @@ def released_prototype_contrast(
 def released_deviation(
     v:Tensor, # (b, d) voice embeddings, of any length
     f:Tensor, # (b, d) face embeddings of the same videos
-    voice_clusters:Sequence[Clustering], # R clusterings of the voice memory, raw centroids
-    face_clusters:Sequence[Clustering], # R clusterings of the face memory, raw centroids
+    voice_clusters:Sequence[Clusters], # R clusterings of the voice memory, raw centroids
+    face_clusters:Sequence[Clusters], # R clusterings of the face memory, raw centroids
     idx:Tensor, # (b,) int64, rows of the corpus
 ) -> Tensor: # (b,) rho, float32, without gradient
     "The released code's rho: cosine of the pair minus the sum over r of the raw centroids' dot product."
@@ -85,8 +86,8 @@ def released_cmpc_loss(
     v:Tensor, # (b, d) voice embeddings, of any length
     f:Tensor, # (b, d) face embeddings of the same videos
     idx:Tensor, # (b,) int64, the videos' rows
-    voice_clusters:Sequence[Clustering]|None=None, # R clusterings of the voice memory; None: not in this batch
-    face_clusters:Sequence[Clustering]|None=None, # R clusterings of the face memory
+    voice_clusters:Sequence[Clusters]|None=None, # R clusterings of the voice memory; None: not in this batch
+    face_clusters:Sequence[Clusters]|None=None, # R clusterings of the face memory
     voice_phi:Sequence[Tensor]|None=None, # R densities (K_r,) of the voice prototypes
     face_phi:Sequence[Tensor]|None=None, # R densities (K_r,) of the face prototypes
     tau:float=0.03, # temperature of the instance contrast
