@@ -15,7 +15,7 @@ ROOMS = {
     '1_corpus': 'corpus.tree corpus.manifest corpus.voicebox corpus.sitter corpus.facebox corpus.planted corpus.synthetic corpus.voxceleb corpus.ingest corpus.audio corpus.face corpus.dataset',
     '2_representation': 'encoders memory clustering',
     '3_objectives': 'losses.contrastive losses.prototype losses.recalibration losses.released losses.multisimilarity losses.baselines',
-    '4_methods': 'fusion methods.base methods.cmpc methods.catalog',
+    '4_methods': 'fusion methods.base methods.cmpc methods.catalog methods.released_code',
     '5_training': 'recipes training',
     '6_evaluation': 'evaluation.metrics evaluation.trials evaluation.protocols evaluation.runs',
     '7_reports': 'reports.tables reports.plots reports.runner',

@@ -60,7 +60,7 @@ RECIPES = {
         train=dict(samples=13_440, batch_size=64, optimizer='adamw', lr=1e-3, lr_start=1e-4, lr_end=1e-5, warmup=1_120, weight_decay=0.05)),
     'cid-libri-lfw': dict(
         name='CID', corpus='libri-lfw', data=dict(seconds=4.0, size=64), model=_SMALL, method=dict(name='cid', tau=0.1),
-        train=dict(samples=6_400, batch_size=64, optimizer='adamw', lr=1e-3, lr_start=1e-4, lr_end=1e-5, warmup=640, weight_decay=0.05)),
+        train=dict(samples=12_800, batch_size=64, optimizer='adamw', lr=1e-3, lr_start=1e-4, lr_end=1e-5, warmup=640, weight_decay=0.05)),
     'cid-voxceleb1': dict(name='CID', corpus='voxceleb1', method=dict(name='cid', tau=0.03), **_PAPER),
 }
 
