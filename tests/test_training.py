@@ -36,6 +36,18 @@ def test_sigkill_and_resume_is_bit_identical(tmp_path):
         pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 
+@pytest.mark.parametrize('name, kills', [('cmpc', [5, 9, 14]), ('cmpc-released', [7, 13])])
+def test_memories_and_prototypes_are_resumed_bit_identically(tmp_path, name, kills):
+    whole, method = weights(toy.run(tmp_path/'a', method=toy.METHODS[name])[0]), toy.METHODS[name]
+    for k in kills:
+        def power_cut(step):
+            if step == k: raise RuntimeError
+        with pytest.raises(RuntimeError): toy.run(tmp_path/'b', power_cut, method=method)
+    assert same(whole, weights(toy.run(tmp_path/'b', method=method)[0]))
+    other = weights(toy.run(tmp_path/'c')[0])
+    assert not same({k: whole[k] for k in other}, other), 'the prototypes never acted'
+
+
 def test_resume_needs_the_random_state(tmp_path, monkeypatch):
     "The test above can fail: without the random state the dropout differs."
     whole = weights(toy.run(tmp_path/'a', dropout=True)[0])

@@ -10,6 +10,9 @@ from vfassoc.methods.catalog import build_method
 from vfassoc.training import TrainConfig, fit, make_accelerator
 
 N, BATCH = 48, 8
+METHODS = {'cid': {'name': 'cid'}, # the warm-up of the others ends in the first epoch
+           'cmpc': {'name': 'cmpc', 'ks': (4, 9), 'warmup': 30, 'tau': .1},
+           'cmpc-released': {'name': 'cmpc-released', 'ks': (4, 9), 'warmup': 30, 'every': 4, 'tau': .1}}
 
 
 def batches(epoch, start, before=lambda step: None, rank=0, n=1):
@@ -50,6 +53,6 @@ if __name__ == '__main__': # toy.py FOLDER KILL_AT: SIGKILL before the given ste
     from safetensors.torch import save_file
     torch.set_num_threads(1)
     folder, at = sys.argv[1], int(sys.argv[2])
-    method = {'name': sys.argv[3]} if len(sys.argv) > 3 else {'name': 'cid'}
+    method = METHODS[sys.argv[3] if len(sys.argv) > 3 else 'cid']
     model, _ = run(folder, lambda s: os.kill(os.getpid(), signal.SIGKILL) if s == at else None, dropout=True, method=method)
     save_file({k: v.contiguous() for k,v in model.state_dict().items()}, folder + '/end.safetensors')

@@ -9,9 +9,10 @@ __all__ = ['METHODS', 'method_config', 'build_method']
 from ..core import ConfigError, from_dict
 from ..encoders import VoiceFaceModel
 from .base import CID, CIDConfig, Method
+from .cmpc import CMPC, CMPCConfig, ReleasedCMPC, ReleasedCMPCConfig
 
 # %% ../../nbs/4_methods/09_catalog.ipynb #4eb645b8
-METHODS = {'cid': (CIDConfig, CID)}
+METHODS = {'cid': (CIDConfig, CID), 'cmpc': (CMPCConfig, CMPC), 'cmpc-released': (ReleasedCMPCConfig, ReleasedCMPC)}
 
 def method_config(
     d:dict, # {'name': 'cid', ...fields of the method's configuration}
