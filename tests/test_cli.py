@@ -43,9 +43,28 @@ def test_main_job_by_command(settings, capsys):
     assert code == 0 and 'CID' in out and 'chance' in out.lower()
     scores = pd.DataFrame(read_json(settings/'runs/first/metrics.json')['scores'])
     assert set(scores.task) == {'verification', 'matching', 'retrieval'} and scores.value.between(0, 1).all()
-    again, _, err = call(capsys, 'train', 'demo', '--corpus', 'mine', '--run', 'first', *TINY, '--set', 'train.lr=0.001')
+    again, _, err = call(capsys, 'train', 'demo', '--corpus', 'mine', '--run', 'first', *TINY, '--set', 'train.lr=0.002')
     assert again == 2
     one_line(err, 'train.lr', 'choose another run folder')
+
+
+def test_a_split_with_one_identity_and_an_old_generator(settings, capsys):
+    synth = ['identities=12', 'videos_per_identity=2', 'seconds=1.0', 'frames=1', 'size=48', 'train=0.5', 'valid=0.2']
+    call(capsys, 'synth', 'mine', *[x for s in synth for x in ('--set', s)])
+    root, train = settings/'data/mine', ('train', 'demo', '--corpus', 'mine', '--run', 'r', *TINY)
+    text = (root/'identity_splits.txt').read_text()
+    valid = [line for line in text.splitlines() if line.endswith(' 2')]
+    (root/'identity_splits.txt').write_text('\n'.join(line for line in text.splitlines() if line not in valid[1:]))
+    code, _, err = call(capsys, *train)
+    assert code == 2
+    one_line(err, '1 validation identities', 'identity_splits.txt')
+    (root/'identity_splits.txt').write_text(text)
+    assert call(capsys, *train)[0] == 0
+    config = read_json(root/'synth.json')
+    (root/'synth.json').write_text(json.dumps({**config, 'generator': 0}))
+    code, _, err = call(capsys, 'evaluate', 'r', '--set', 'replicates=100')
+    assert code == 2 and not (settings/'runs/r/metrics.json').exists()
+    one_line(err, 'drawn by generator 0', 'draw it again')
 
 
 def test_unknown_things_are_one_line(settings, capsys):

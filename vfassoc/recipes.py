@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from .core import (ConfigError, RunError, RunFolder, Settings, from_dict, open_run, read_json, require, seed_everything, to_dict,
+from .core import (ConfigError, CorpusError, RunError, RunFolder, Settings, from_dict, open_run, read_json, require, seed_everything, to_dict,
                           write_json)
 from .corpus.dataset import GlobalBatches, PairDataset, make_loader
 from .corpus.manifest import Manifest, assert_disjoint, load_or_scan
@@ -104,7 +104,6 @@ def valid_auc(
     v, f, idx = zip(*[(model.encode_voice(a.to(device)).cpu(), model.encode_face(b.to(device)).cpu(), i) for a,b,i in batches])
     who = identity[torch.cat(idx).numpy()]
     same = who[:, None] == who[None]
-    if same.all(): raise ConfigError('validation: all videos are of one identity; AUC needs at least two (see identity_splits.txt)')
     return float(roc_auc_score(same.ravel(), (torch.cat(v) @ torch.cat(f).T).numpy().ravel()))
 
 # %% ../nbs/5_training/02_recipes.ipynb #73fb9b27
@@ -151,6 +150,10 @@ def train(
     if acc.is_main_process: _claim(run, recipe)
     acc.wait_for_everyone()
     seed_everything(cfg.seed)
+    who = m.videos('valid').identity.to_numpy()
+    if len(set(who)) < 2:
+        raise CorpusError(f'{m.root}: {len(set(who))} validation identities; checkpoints are chosen by AUC on them: '
+                          'mark two or more identities with 2 in identity_splits.txt')
     data = [PairDataset(m, s, recipe.data.seconds, recipe.data.size, cfg.seed, augment=s == 'train') for s in ('train', 'valid')]
     n, n_valid = map(len, data)
     method = build_method(recipe.method, VoiceFaceModel(recipe.model), n)
@@ -161,10 +164,8 @@ def train(
         plan = GlobalBatches(n, cfg.batch_size, cfg.seed, epoch, start, rank, world)
         return make_loader(data[0], plan, settings.workers)
 
-    rows = np.arange(n_valid)
-    plan = [[(0, int(i)) for i in part] for part in np.array_split(rows, -(-n_valid//64))] if n_valid else []
-    who = m.videos('valid').identity.to_numpy()
-    validate = (lambda method: valid_auc(method.model, make_loader(data[1], plan, settings.workers), who)) if n_valid else None
+    plan = [[(0, int(i)) for i in part] for part in np.array_split(np.arange(n_valid), -(-n_valid//64))]
+    validate = lambda method: valid_auc(method.model, make_loader(data[1], plan, settings.workers), who)
     about = dict(recipe=to_dict(recipe), corpus_hash=m.hash, identities=sorted({*m.videos('train').identity, *who}))
     result = fit(method, batches, n//cfg.batch_size, cfg, run, validate, about, acc, quiet)
     if acc.is_main_process:

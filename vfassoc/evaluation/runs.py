@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import ConfigError, RunError, RunFolder, Settings, from_dict, open_run, progress, to_dict
+from ..core import ConfigError, CorpusError, RunError, Settings, from_dict, open_run, progress, read_json, to_dict
 from ..corpus.dataset import MediaDataset, media_loader
 from ..corpus.manifest import Manifest
-from ..corpus.synthetic import read_truth
+from ..corpus.synthetic import GENERATOR, read_truth
 from ..encoders import VoiceFaceModel
 from .protocols import (CosineScorer, Embeddings, OracleScorer, ProtocolConfig, Result, evaluate, save_embeddings,
                                           write_result)
@@ -48,6 +48,10 @@ def ceiling(
 ) -> OracleScorer|None: # None where there is no truth.csv
     "The oracle of a synthetic corpus: it scores by the latents that made the media."
     if not (manifest.root/'truth.csv').is_file(): return None
+    drawn = read_json(manifest.root/'synth.json').get('generator')
+    if drawn != GENERATOR:
+        raise CorpusError(f'{manifest.root}: drawn by generator {drawn}, whose oracle is gone (this one is {GENERATOR}); '
+                          'delete the folder and draw it again with `vfassoc synth`')
     return OracleScorer(read_truth(manifest.root), manifest.media('voice', split), manifest.media('face', split))
 
 def evaluate_run(
