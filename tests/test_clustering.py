@@ -264,6 +264,15 @@ def test_a_broken_keops_is_one_line_too(monkeypatch, capsys):
     assert len(lines) == 2 and 'cannot load the formula' in lines[1]
 
 
+def test_auto_is_what_was_measured(monkeypatch):
+    monkeypatch.setattr(C, '_matrix_units', lambda device: True)
+    assert C.choose(21_063, 1500, 512) == ('dense', 'bf16') and C.choose(21_063, 1500, 512, 'cuda') == ('dense', 'bf16')
+    assert C.choose(21_063, 1500, 8) == ('dense', 'float32') and C.choose(21_063, 500, 3) == ('dense', 'float32')
+    assert C.choose(200_000, 500, 3) == ('keops', 'float32') and C.choose(200_000, 500, 3, 'cuda')[0] == 'dense'
+    monkeypatch.setattr(C, '_matrix_units', lambda device: False)
+    assert C.choose(21_063, 1500, 512) == ('dense', 'float32')
+
+
 def test_auto_does_not_touch_keops(monkeypatch):
     monkeypatch.setattr(C, '_keops_works', lambda *a: pytest.fail('auto asked for KeOps'))
     assert kmeans(planted()[0], 10).k == 10

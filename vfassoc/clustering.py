@@ -277,8 +277,8 @@ class _KeopsSearch(_Search):
     "The same search by KeOps' compiled reduction: every row meets every centroid."
     def update(self, moved:Tensor):
         from pykeops.torch import LazyTensor
-        x, c, b = self.rows.x[:, None].contiguous(), self.c[None].contiguous(), self.b.view(1, -1, 1).contiguous()
-        two = (LazyTensor(b) - (LazyTensor(x) | LazyTensor(c))).argKmin(2, dim=1)
+        x, c = LazyTensor(self.rows.x[:, None].contiguous()), LazyTensor(self.c[None].contiguous())
+        two = ((x - c)**2).sum(-1).argKmin(2, dim=1)
         n = torch.arange(len(two), device=two.device)
         p, q = (_pair_scores(self.rows.x, self.c, self.b, n, j) for j in two.T)
         swap = (q > p) | (q == p) & (two[:, 1] < two[:, 0])
@@ -322,7 +322,9 @@ def choose(
     device:str|torch.device='cpu', # where the rows are
 ) -> tuple[str, str]: # backend and precision
     "What `auto` means, from the measurements in this chapter."
-    return 'dense', 'bf16' if d >= 64 and _matrix_units(torch.device(device)) else 'float32'
+    device = torch.device(device)
+    if device.type == 'cpu' and d <= 3 and n*k >= 10**8: return 'keops', 'float32' # saves enough to pay for compiling
+    return 'dense', 'bf16' if d >= 64 and _matrix_units(device) else 'float32'
 
 def _check(x:Tensor, ks:list[int], metric:str) -> tuple[Tensor, Tensor, Tensor|float]:
     "Rows as they are clustered (unit or centred), rows as they were, and the mean that was taken off."
