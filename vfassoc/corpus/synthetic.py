@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import soundfile
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from ..core import (CorpusError, RunError, atomic_path, from_dict, progress, read_json, require, rng_for,
                           write_json)
@@ -205,8 +206,9 @@ def _write_tables(root, truth):
         with atomic_path(root/name) as tmp: tmp.write_text(text, encoding='utf-8')
 
 def _leave_with(parent):
-    "In a worker: leave Ctrl-C to the parent, and end when it is gone."
+    "In a worker: leave Ctrl-C to the parent, end when it is gone, use one thread."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threadpool_limits(1) # one thread in each process: two that share two cores are twice as slow
     def watch():
         while os.getppid() == parent: time.sleep(.5)
         os._exit(1)
