@@ -76,13 +76,14 @@ def evaluate(a, s):
 
 
 def report(a, s):
-    from vfassoc.reports.runner import find_report, parse_parameters, run_report
+    from vfassoc.reports.runner import declared, find_report, parse_parameters, run_report
     nb = find_report(a.name)
     given = parse_parameters(nb, a.parameter or [])
     if a.run: given['runs'] = [str(run_path(r, s).resolve()) for r in a.run]
-    out = Path(a.output) if a.output else s.figures/Path(nb).stem
+    out = (Path(a.output) if a.output else s.figures/Path(nb).stem).with_suffix('')
+    if 'figures' in declared(nb): given.setdefault('figures', str(out.resolve()))
     _, page = run_report(nb, out, given)
-    print(page)
+    print(page.resolve())
 
 
 def demo(a, s):
