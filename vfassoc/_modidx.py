@@ -52,6 +52,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vfassoc.clustering._rounded': ('2_representation/clustering.html#_rounded', 'vfassoc/clustering.py'),
                                     'vfassoc.clustering._row_max': ('2_representation/clustering.html#_row_max', 'vfassoc/clustering.py'),
                                     'vfassoc.clustering._say': ('2_representation/clustering.html#_say', 'vfassoc/clustering.py'),
+                                    'vfassoc.clustering._shift': ('2_representation/clustering.html#_shift', 'vfassoc/clustering.py'),
                                     'vfassoc.clustering._sums': ('2_representation/clustering.html#_sums', 'vfassoc/clustering.py'),
                                     'vfassoc.clustering.choose': ('2_representation/clustering.html#choose', 'vfassoc/clustering.py'),
                                     'vfassoc.clustering.density': ('2_representation/clustering.html#density', 'vfassoc/clustering.py'),

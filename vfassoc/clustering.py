@@ -69,24 +69,28 @@ def _pair_scores(
     b:Tensor, # (K,) 0 for cosine, half the squared norm for Euclid
     rows:Tensor, # (p,) which row
     cols:Tensor, # (p,) meets which centroid
-    block:int=1024, # pairs at a time: what is gathered stays in the cache
+    block:int=1024, # pairs at a time: what is gathered stays in the cache, in the same two buffers
 ) -> Tensor: # (p,) float32 scores; the numbers that decide
     "x[rows]·c[cols] - b[cols], pair by pair."
     out = torch.empty(len(rows), device=x.device)
+    p, q = x.new_empty(2, min(block, len(rows)), x.shape[1])
     for i in range(0, len(rows), block):
         r, j = rows[i:i+block], cols[i:i+block]
-        out[i:i+block] = (x.index_select(0, r)*c.index_select(0, j)).sum(1) - b[j]
-    return out
+        u, v = torch.index_select(x, 0, r, out=p[:len(r)]), torch.index_select(c, 0, j, out=q[:len(r)])
+        torch.sum(u.mul_(v), 1, out=out[i:i+block])
+    return out.sub_(b[cols])
 
 def _rounded(
     x:Tensor, # (n, d) float32
     dtype:torch.dtype, # the product's number format
-    block:int=256, # rows at a time
+    block:int=1024, # rows at a time
 ) -> tuple[Tensor, Tensor]: # (n, d) in that format, (n,) by how much each row is off (Euclidean norm)
     "`x` in a cheaper number format, and the exact length of the rounding error."
     if dtype == x.dtype: return x, x.new_zeros(len(x))
-    low = x.to(dtype)
-    return low, torch.cat([(p - q.float()).norm(dim=1) for p,q in zip(x.split(block), low.split(block))])
+    low, off, buffer = x.to(dtype), x.new_empty(len(x)), x.new_empty(min(block, len(x)), x.shape[1])
+    for p, q, o in zip(x.split(block), low.split(block), off.split(block)):
+        o.copy_(buffer[:len(p)].copy_(q).sub_(p).norm(dim=1))
+    return low, off
 
 def _row_max(
     s:Tensor, # (m, k) scores
@@ -126,8 +130,11 @@ class _Search:
     def __init__(self, rows:_Rows, k:int, euclid:bool, assign:Tensor|None=None):
         self.rows, self.k, self.euclid, self.assign = rows, k, euclid, assign
         self.lo, self.hi, self.rest = rows.x.new_full((3, len(rows.x)), -math.inf)
-        self.eps = rows.eps*(2 if euclid else 1) # relative rounding of a score: of the product, and of adding the bias
+        self.x_low = F.pad(rows.low, (0, 32)) if euclid else rows.low # the bias is two more columns of the product
+        if euclid: self.x_low[:, -32:-30] = 1
+        self.eps = rows.eps # relative rounding of a score
         self.certain = False # has every row met every centroid?
+        self.room = rows.low.new_empty(0) # where the scores of a block are written; new memory would cost more than they do
 
     def move(self, c:Tensor, gone:Tensor|None=None):
         "Put the centroids (K, d) in place; those that are `gone` (K,) never win."
@@ -135,13 +142,19 @@ class _Search:
         self.c, self.b = c, c.square().sum(1)/2 if self.euclid else c.new_zeros(len(c))
         self.c_low, off = _rounded(c, r.dtype)
         big = c.norm(dim=1).max()
-        self.err = r.off*big + (r.norm + r.off)*off.max() + r.slack*r.norm*big + (2*r.eps + r.slack)*self.b.max()
+        self.err = r.off*big + (r.norm + r.off)*off.max() + r.slack*r.norm*big + (r.eps**2 + r.slack)*self.b.max()
         if gone is not None: self.b = self.b.masked_fill(gone, -_NEVER)
+        if self.euclid:                                             # b in two parts, so that it is not rounded to 8 bits
+            high = self.b.to(r.dtype)
+            self.c_low = F.pad(torch.cat([self.c_low, torch.stack([-high, (high - self.b).to(r.dtype)], 1)], 1), (0, 30))
 
     def _product(self, r, cols:Tensor|None, exact:bool=False) -> Tensor:
-        x, c, b = (self.rows.x if exact else self.rows.low)[r], self.c if exact else self.c_low, self.b
-        if cols is not None: c, b = c[cols], b[cols]
-        return torch.addmm(-b.to(c.dtype), x, c.T) if self.euclid else x@c.T
+        if exact:
+            c, b = (self.c, self.b) if cols is None else (self.c[cols], self.b[cols])
+            return torch.addmm(-b, self.rows.x[r], c.T) if self.euclid else self.rows.x[r]@c.T
+        x, c = self.x_low[r], self.c_low if cols is None else self.c_low[cols]
+        if self.room.numel() < len(x)*len(c): self.room = c.new_empty(len(x)*len(c))
+        return torch.mm(x, c.T, out=self.room[:len(x)*len(c)].view(len(x), len(c)))
 
     def look(self, rows:Tensor|None=None, cols:Tensor|None=None):
         "Let `rows` meet the centroids `cols` (None: all) and go where the score is higher."
@@ -262,13 +275,27 @@ def _sums(
     x:Tensor, # (n, d) rows
     assign:Tensor, # (n,) cluster of each row; -1: of none
     k:int, # clusters
-    which:Tensor|None=None, # (k,) bool: only these clusters; None: all
-) -> tuple[Tensor, Tensor]: # (k, d) sum of each cluster's rows, (k,) how many
+) -> tuple[Tensor, Tensor]: # (k, d) float64 sum of each cluster's rows, (k,) how many
     "Sums over clusters, each in the order of its rows: the same bits on any number of threads."
-    rows = (assign >= 0 if which is None else which[assign]).nonzero()[:, 0]
+    rows = (assign >= 0).nonzero()[:, 0]
     rows = rows[assign[rows].argsort(stable=True)]
     count = torch.bincount(assign[rows], minlength=k)
-    return F.embedding_bag(rows, x, F.pad(count.cumsum(0), (1, 0)), mode='sum', include_last_offset=True), count
+    return F.embedding_bag(rows, x, F.pad(count.cumsum(0), (1, 0)), mode='sum', include_last_offset=True).double(), count
+
+def _shift(
+    total:Tensor, # (k, d) float64 sums, changed in place
+    count:Tensor, # (k,) how many rows, changed in place
+    x:Tensor, # (n, d) rows
+    before:Tensor, # (n,) clusters that the sums are of; -1: of none
+    after:Tensor, # (n,) clusters that they shall be of
+):
+    "Bring sums up to date by the rows that changed clusters; clusters that kept their rows keep their sum to the bit."
+    rows = (before != after).nonzero()[:, 0]
+    for which, sign in ((before[rows], -1), (after[rows], 1)):
+        mine = which >= 0
+        part, n = _sums(x[rows[mine]], which[mine], len(count))
+        total += sign*part
+        count += sign*n
 
 # %% ../nbs/2_representation/03_clustering.ipynb #21482f5e
 def _say(line:str): tqdm.write(f'clustering: {line}', file=sys.stderr)
@@ -355,7 +382,7 @@ def _lloyd(rows:_Rows, search:_Search, c:Tensor, max_iter:int, tol:float) -> tup
     x, k, dev = rows.x, search.k, rows.x.device
     everyone, changed, stop = torch.arange(len(x), device=dev), None, False
     size = rows.norm.double().square() if search.euclid else rows.norm.double()
-    mass, history = torch.zeros(k, dtype=torch.double, device=dev), []
+    total, history = None, []
     search.move(c)
     if search.assign is None: search.update(torch.ones(k, dtype=torch.bool, device=dev))
     for step in range(max_iter + 100):
@@ -365,11 +392,14 @@ def _lloyd(rows:_Rows, search:_Search, c:Tensor, max_iter:int, tol:float) -> tup
                 if changed is not None: changed[touched] = True
                 stop = False
         if stop or step and not changed.any(): break
-        total, count = _sums(x, search.assign, k, changed)
+        if total is None: total, count = _sums(x, search.assign, k)
+        else: _shift(total, count, x, counted, search.assign)
+        counted, full = search.assign.clone(), count > 0
         length = total.norm(dim=1)
-        mass[count > 0] = (length.double().square()/count if search.euclid else length.double())[count > 0]
-        moved = (count > 0) & (length > (-1 if search.euclid else 1e-6*count)) # rows that cancel out have no direction
-        mean = total/count.clamp_min(1)[:, None] if search.euclid else F.normalize(total, dim=1)
+        mass = torch.where(full, length.square()/count.clamp_min(1) if search.euclid else length, 0.)
+        moved = full & (length > (-1 if search.euclid else 1e-6*count)) # rows that cancel out have no direction
+        if changed is not None: moved &= changed
+        mean = (total/(count.clamp_min(1) if search.euclid else length.clamp_min(1e-12))[:, None]).float()
         search.move(torch.where(moved[:, None], mean, search.c))
         history.append(float(size.sum() - mass.sum()))
         stop = step + 1 >= max_iter or step > 0 and history[-2] - history[-1] <= tol*history[-1]
@@ -472,7 +502,7 @@ def released_kmeans(
         distance = torch.cat([(r - c[a]).square().sum(1) for r,a in zip(x.split(4096), search.assign.split(4096))])
         history.append(float(distance.double().sum()))
         total, count = _sums(x, search.assign, k)
-        c, gone = total/count.clamp_min(1)[:, None], count == 0
+        c, gone = (total/count.clamp_min(1)[:, None]).float(), count == 0
     history = torch.tensor(history, dtype=torch.double)
     return Clusters(c, search.assign, _cosines(x, c, search.assign), history), distance
 
