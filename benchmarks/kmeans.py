@@ -5,7 +5,7 @@ minimises the same inertia): seconds per update, inertia afterwards, and the rat
 turns, in an order that changes with every repeat; a ratio is the median over repeats of ratios within one repeat, so that what else the machine
 does falls on all alike. Then: warm start against cold, and KeOps against dense by dimension (--dims).
 """
-import argparse, os, random, statistics, sys, time, warnings
+import argparse, os, random, statistics, time, warnings
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument('--quick', action='store_true', help='a small problem, seconds instead of minutes')

@@ -1,5 +1,5 @@
 "The command line: the main job at tiny scale, and one line for what cannot be done."
-import json, os, re, subprocess, sys
+import json, re, subprocess, sys
 
 import pandas as pd
 import pytest

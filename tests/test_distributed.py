@@ -1,6 +1,5 @@
 "Two processes over gloo, the same global batch: the same numbers as one process."
 import os, subprocess, sys
-from pathlib import Path
 
 import pandas as pd
 import pytest

@@ -13,12 +13,12 @@ from checkout import ROOT, modules, notebooks
 ROOMS = {
     '0_ground': 'core',
     '1_corpus': 'corpus.tree corpus.manifest corpus.voicebox corpus.sitter corpus.facebox corpus.planted corpus.synthetic corpus.voxceleb corpus.ingest corpus.audio corpus.face corpus.dataset',
-    '2_representation': 'encoders memory clustering',
+    '2_representation': 'encoders inception memory clustering',
     '3_objectives': 'losses.contrastive losses.prototype losses.recalibration losses.released losses.multisimilarity losses.baselines',
-    '4_methods': 'fusion methods.base methods.cmpc methods.catalog methods.released_code',
+    '4_methods': 'fusion methods.base methods.cmpc methods.older methods.identity methods.catalog methods.released_code',
     '5_training': 'recipes training',
-    '6_evaluation': 'evaluation.metrics evaluation.trials evaluation.protocols evaluation.runs',
-    '7_reports': 'reports.tables reports.plots reports.runner',
+    '6_evaluation': 'evaluation.metrics evaluation.trials evaluation.protocols evaluation.runs evaluation.grid',
+    '7_reports': 'reports.tables reports.plots reports.runner reports.traces reports.tsne reports.differences',
     '8_commands': 'demo cli __main__',
 }
 ROOM = {m: room for room, names in ROOMS.items() for m in names.split()}

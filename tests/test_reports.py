@@ -1,5 +1,5 @@
 "Reports at tiny scale: what goes wrong before, during and after a notebook runs, and what the page of a good one holds."
-import hashlib, json, os, re
+import hashlib, json, re
 
 import nbformat, numpy as np, pandas as pd, pytest
 from bs4 import BeautifulSoup

@@ -8,7 +8,7 @@ import soundfile
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from vfassoc.core import ConfigError, CorpusError, VfassocError
+from vfassoc.core import VfassocError
 from vfassoc.corpus import synthetic
 from vfassoc.corpus.facebox import render
 from vfassoc.corpus.manifest import scan

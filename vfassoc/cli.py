@@ -3,7 +3,7 @@ import argparse, sys
 from pathlib import Path
 
 from vfassoc import __version__
-from vfassoc.core import ConfigError, VfassocError, load_settings, to_dict
+from vfassoc.core import ConfigError, RunError, VfassocError, load_settings, to_dict
 
 START = """\
 Voice-face association: given a voice, which face; given a face, which voice.
@@ -29,12 +29,6 @@ def changes(pairs, where):
     return out
 
 
-def run_path(name, settings):
-    "A run by name (under `runs` of settings.ini) or by path."
-    p = Path(name).expanduser()
-    return p if p.is_absolute() or (p/'config.json').is_file() or len(p.parts) > 1 else settings.runs/p
-
-
 def synth(a, s):
     from vfassoc.core import from_dict
     from vfassoc.corpus.synthetic import SynthConfig, write_corpus
@@ -54,7 +48,7 @@ def prepare(a, s):
 
 
 def train(a, s):
-    from vfassoc.recipes import load_recipe
+    from vfassoc.recipes import load_recipe, run_path
     from vfassoc.recipes import train as run
     c = changes(a.set, 'train') | ({'corpus': a.corpus} if a.corpus else {})
     recipe = load_recipe(a.recipe, {'train.seed': s.seed, **c})
@@ -68,6 +62,7 @@ def train(a, s):
 
 def evaluate(a, s):
     from vfassoc.evaluation.runs import evaluate_run
+    from vfassoc.recipes import run_path
     from vfassoc.reports.tables import as_text, paper_table, read_scores
     c = changes(a.set, 'evaluate')
     paths = [run_path(r, s) for r in a.run]
@@ -75,10 +70,22 @@ def evaluate(a, s):
     print(as_text(paper_table(read_scores(paths))))
 
 
+def grid(a, s):
+    from vfassoc.evaluation.grid import OK, load_grid, run_grid
+    from vfassoc.recipes import run_path
+    path = run_path(a.run or Path(a.grid).stem, s)
+    t = run_grid(load_grid(a.grid, changes(a.set, 'grid')), path, s, a.jobs, a.scheduler)
+    bad = t[~t.result.isin(OK)]
+    print(f'{path}: {len(t) - len(bad)} of {len(t)} cells finished')
+    if len(bad): raise RunError(f'{len(bad)} cells did not finish, the first ({bad.variant.iloc[0]}, seed {bad.seed.iloc[0]}): {bad.result.iloc[0]}')
+
+
 def report(a, s):
+    from vfassoc.recipes import run_path
     from vfassoc.reports.runner import declared, find_report, parse_parameters, run_report
     nb = find_report(a.name)
     given = parse_parameters(nb, a.parameter or [])
+    if a.grid: given['grid'] = str(run_path(a.grid, s).resolve())
     if a.run: given['runs'] = [str(run_path(r, s).resolve()) for r in a.run]
     out = (Path(a.output) if a.output else s.figures/Path(nb).stem).with_suffix('')
     if 'figures' in declared(nb): given.setdefault('figures', str(out.resolve()))
@@ -110,7 +117,7 @@ def parser():
     q.add_argument('corpus', help='name under `data`, or a path: a folder in the VoxCeleb1 tree')
     q.add_argument('--check', choices=('quick', 'full'), default='quick', help='quick reads headers and ends of files; full decodes everything')
     q = add(train, 'train a recipe; the same command continues a run that was stopped')
-    q.add_argument('recipe', help='demo, cid-libri-lfw, cid-voxceleb1, or a JSON file')
+    q.add_argument('recipe', help='demo, cmpc-demo, cmpc-voxceleb1, ... (a wrong name lists all), or a JSON file')
     q.add_argument('--run', help='name under `runs`, or a path (default: the name of the recipe)')
     q.add_argument('--corpus', help="instead of the recipe's")
     q.add_argument('--set', **many, help='change a field, e.g. train.seed=3, train.samples=100000, method.tau=0.05; may be repeated')
@@ -118,9 +125,16 @@ def parser():
     q = add(evaluate, 'score runs on test identities: verification, matching, retrieval, with intervals')
     q.add_argument('run', nargs='+', help='name under `runs`, or a path')
     q.add_argument('--set', **many, help='a field of ProtocolConfig, e.g. seed=1, replicates=2000; may be repeated')
+    q = add(grid, 'variants times seeds: train and score what is not finished, several at once; the same command goes on')
+    q.add_argument('grid', help='ablation-cmpc, ... (a wrong name lists all), or a JSON file')
+    q.add_argument('--run', help='name under `runs`, or a path: a folder for all cells (default: the name of the grid)')
+    q.add_argument('--jobs', type=int, default=0, help='cells at once (default: one per core; one on a GPU)')
+    q.add_argument('--scheduler', default='', metavar='ADDRESS', help='of a Dask scheduler, for several machines that share a disk')
+    q.add_argument('--set', **many, help='a field of the grid, e.g. seeds=[0,1], changes.train.samples=5000; may be repeated')
     q = add(report, 'run a report notebook: an executed notebook and an HTML page that opens without a network')
-    q.add_argument('name', help='evaluate, or the path of a notebook')
+    q.add_argument('name', help='train, evaluate, ablation_cmpc, claims_cmpc, rho_histogram, tsne, or the path of a notebook')
     q.add_argument('--run', action='append', help='a run to report on; may be repeated')
+    q.add_argument('--grid', help='a grid to report on, for the reports that read one')
     q.add_argument('-p', '--parameter', **many, help="a parameter of the report; may be repeated")
     q.add_argument('-o', '--output', help='where to write (default: `figures`/NAME)')
     add(demo, 'the main job, end to end, on a corpus it draws itself')

@@ -253,6 +253,8 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path: return self.path/'checkpoints'
     @property
+    def traces(self) -> Path: return self.path/'traces'
+    @property
     def embeddings(self) -> Path: return self.path/'embeddings.safetensors'
     @property
     def media(self) -> Path: return self.path/'embeddings.parquet'

@@ -10,7 +10,7 @@ from vfassoc.reports.runner import find_report, run_report
 from vfassoc.reports.tables import as_text, paper_table, read_scores
 
 CORPUS = SynthConfig(identities=400) # 280 people to learn from, 40 to choose the checkpoint by, 80 to be tested on
-RECIPES = ('demo',) # trained one after another, each into runs/NAME
+RECIPES = ('demo', 'cmpc-demo') # trained one after another, each into runs/NAME
 
 
 def run_demo(settings:Settings):

@@ -125,6 +125,16 @@ class RhoBuffer(_RowStore):
         self.values[idx] = rho
         self.seen[idx] = True
 
+    @torch.no_grad()
+    def replace(self,
+        rho:Tensor, # (n,) values of all videos, the same in every process; NaN: unknown
+    ):
+        "Set every row at once, as when new prototypes change what rho means. Raises `RunError`."
+        if rho.shape != self.values.shape: raise RunError(f'RhoBuffer: {tuple(rho.shape)} values for {len(self.values)} rows; give one for each')
+        if rho.isinf().any(): raise RunError(f'RhoBuffer: row {int(rho.isinf().nonzero()[0])} is not finite; lower the learning rate, or look at that clip')
+        self.seen.copy_(~rho.isnan())
+        self.values.copy_(rho.nan_to_num(0.))
+
     def mean_std(self) -> tuple[Tensor, Tensor]: # scalars mu and sigma
         "Mean and (population) standard deviation over the videos visited so far; `RunError` if there are none."
         if not self.seen.any(): raise RunError('RhoBuffer: no video was visited yet; update it before asking for its mean')

@@ -41,6 +41,7 @@ class TrainConfig:
     patience:int = 0 # stop after so many epochs without a better validation score; 0 = never
     checkpoint_every:int = 500 # steps between checkpoints inside an epoch; one is written after every epoch too
     seed:int = 0 # initial weights, order, crops
+    trace:bool = False # keep what each epoch leaves for every training video (rho, prototypes) in the folder `traces`
 
     def __post_init__(self):
         for k in ('samples', 'batch_size', 'checkpoint_every'): require(getattr(self, k) >= 1, 'train', k, getattr(self, k), '1 or more')
@@ -291,6 +292,7 @@ def _end_epoch(acc, method, run, s, loss_sum, validate, about) -> dict:
     cfg = TrainConfig(**about['train'])
     row = dict(epoch=s.epoch + 1, step=s.step, loss=loss_sum/s.step_in_epoch, valid_auc=score, lr=lr_at(s.step*cfg.batch_size, cfg))
     row |= {**method.end_epoch(s.epoch, score), 'seconds': round(s.seconds, 2)}
+    if cfg.trace and world()[0] == 0: save_tensors(run.traces/f'{s.epoch + 1:04d}.safetensors', method.trace(), dict(epoch=s.epoch + 1))
     s.history.append(row)
     if score is None or s.best is None or score > s.best:
         s.best, s.best_epoch = score, s.epoch + 1

@@ -101,11 +101,18 @@ class LogMel(nn.Module):
         super().__init__()
         self.pad, self.shift, self.eps = (window - shift)//2, shift, eps
         self.mel = MelSpectrogram(SAMPLE_RATE, n_fft=window, win_length=window, hop_length=shift, n_mels=n_mels,
-                                  center=False)
+                                  center=False, power=None)
 
     def _apply(self, fn, recurse=True):
         "Follow the model to its device, but keep window and filters in float32 when the model is cast."
         return super()._apply(lambda t: t.to(fn(t).device), recurse)
+
+    def bands(self,
+        x:Tensor, # (..., t) waveform
+    ) -> Tensor: # (..., n_mels, frames) power in each mel band
+        "`MelSpectrogram` with the power as re² + im²: its abs() takes a square root only to square it, for half the time."
+        z = self.mel.spectrogram(x)
+        return self.mel.mel_scale(z.real.square() + z.imag.square())
 
     def forward(self,
         x:Tensor, # (b, t) waveform, 16 kHz, t above 720
@@ -114,6 +121,6 @@ class LogMel(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = nn.functional.pad(x.float().unsqueeze(1), (self.pad, self.pad), mode='reflect')
             step = 1 if x.device.type == 'cpu' else len(x) # one clip fits into a processor's cache: three times as fast
-            s = (torch.cat([self.mel(clip) for clip in x.split(step)]) + self.eps).log()
+            s = (torch.cat([self.bands(clip) for clip in x.split(step)]) + self.eps).log()
             dev, mean = torch.std_mean(s, dim=(-2, -1), keepdim=True, correction=0)
             return (s - mean)/dev.clamp_min(1e-3)

@@ -17,6 +17,8 @@ from ..losses.contrastive import cid_loss
 # %% ../../nbs/4_methods/01_methods.ipynb #57724f08
 class Method(nn.Module):
     "A model, the state a method keeps between batches, and its loss per row."
+    labelled = False # True: built with `identity`, the training videos' identities; the self-supervised never see them
+
     def __init__(self,
         model:VoiceFaceModel, # what is trained and, at the end, kept
     ):
@@ -35,6 +37,7 @@ class Method(nn.Module):
     def end_epoch(self, epoch:int, score:float|None) -> dict: "Called after validation; returns numbers for the history."; return {}
     def plain_state(self) -> dict: "The state that is not a tensor, as JSON can hold it."; return {}
     def load_plain_state(self, state:dict): "Restore what `plain_state` returned."
+    def trace(self) -> dict[str, Tensor]: "What the epoch left for every training video, (n, ...) each; written beside the checkpoints."; return {}
 
 # %% ../../nbs/4_methods/01_methods.ipynb #31265004
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class CIDConfig:
 
 class CID(Method):
     "Cross-modal instance discrimination: eq. (1) of CMPC, both directions; the baseline and the warm-up."
-    def __init__(self, model:VoiceFaceModel, cfg:CIDConfig, n:int):
+    def __init__(self, model:VoiceFaceModel, cfg:CIDConfig, n:int, corpus:str=''):
         super().__init__(model)
         self.cfg = cfg
 

@@ -6,13 +6,18 @@
 __all__ = ['METHODS', 'method_config', 'build_method']
 
 # %% ../../nbs/4_methods/09_catalog.ipynb #67951be3
-from ..core import ConfigError, from_dict
+from collections.abc import Sequence
+
+from ..core import ConfigError, from_dict, require
 from ..encoders import VoiceFaceModel
 from .base import CID, CIDConfig, Method
 from .cmpc import CMPC, CMPCConfig, ReleasedCMPC, ReleasedCMPCConfig
+from .identity import Identity, IdentityConfig
+from .older import Kim, KimConfig, PINs, PINsConfig
 
 # %% ../../nbs/4_methods/09_catalog.ipynb #4eb645b8
-METHODS = {'cid': (CIDConfig, CID), 'cmpc': (CMPCConfig, CMPC), 'cmpc-released': (ReleasedCMPCConfig, ReleasedCMPC)}
+METHODS = {'cid': (CIDConfig, CID), 'cmpc': (CMPCConfig, CMPC), 'cmpc-released': (ReleasedCMPCConfig, ReleasedCMPC),
+           'kim': (KimConfig, Kim), 'pins': (PINsConfig, PINs), 'identity': (IdentityConfig, Identity)}
 
 def method_config(
     d:dict, # {'name': 'cid', ...fields of the method's configuration}
@@ -26,7 +31,11 @@ def build_method(
     d:dict, # {'name': ..., ...fields}
     model:VoiceFaceModel, # the towers
     n:int, # training videos: one row each in every memory
+    corpus:str='', # hash of the manifest: a memory of another corpus is refused
+    identity:Sequence[str]|None=None, # (n,) identity of each training video; handed on only to a method that is `labelled`
 ) -> Method:
-    "The method a recipe names, around `model`."
-    cfg = method_config(d)
-    return METHODS[d['name']][1](model, cfg, n)
+    "The method a recipe names, around `model`. `ConfigError` if it needs identities and gets none."
+    cfg, cls = method_config(d), METHODS[d['name']][1]
+    if not cls.labelled: return cls(model, cfg, n, corpus)
+    require(identity is not None and len(identity) == n, f'method {d["name"]}', 'identity', identity, f'the identities of the {n} training videos')
+    return cls(model, cfg, n, corpus, identity)

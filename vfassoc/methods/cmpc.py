@@ -53,13 +53,13 @@ MODALITIES = ('voice', 'face')
 
 class CMPC(Method):
     "Cross-modal prototype contrast with instance recalibration: CMPC, eq. (4) to (10)."
-    def __init__(self, model:VoiceFaceModel, cfg:CMPCConfig, n:int):
+    def __init__(self, model:VoiceFaceModel, cfg:CMPCConfig, n:int, corpus:str=''):
         super().__init__(model)
         if cfg.prototypes and max(cfg.ks) > n:
             raise ConfigError(f'method cmpc: ks = {cfg.ks} on {n} training videos; K can be at most {n}')
         self.cfg, self.seen, self._stacked = cfg, 0, None
-        self.memory = torch.nn.ModuleDict({m: Memory(n, model.cfg.dim, cfg.momentum) for m in MODALITIES})
-        self.rho = RhoBuffer(n)
+        self.memory = torch.nn.ModuleDict({m: Memory(n, model.cfg.dim, cfg.momentum, corpus=corpus) for m in MODALITIES})
+        self.rho, self.cosine = RhoBuffer(n, corpus), RhoBuffer(n, corpus) # eq. (8), and its first term, v.f
         for m in MODALITIES if cfg.prototypes else ():
             for k in cfg.ks:
                 self.register_buffer(f'{m}_centroids_{k}', torch.zeros(k, model.cfg.dim))
@@ -73,7 +73,7 @@ class CMPC(Method):
         return [Clusters(get('centroids', k), get('assign', k), torch.zeros_like(get('assign', k), dtype=torch.float32), none) for k in self.cfg.ks]
 
     def start_epoch(self, epoch:int):
-        "Cluster the memories, once the warm-up is over."
+        "Cluster the memories, once the warm-up is over; every video's rho is then that of the new prototypes."
         if not self.cfg.prototypes or self.seen < self.cfg.warmup: return
         for m in MODALITIES:
             rows, idx = self.memory[m].seen_rows()
@@ -84,6 +84,7 @@ class CMPC(Method):
                 if world()[1] > 1:
                     for what in ('centroids', 'assign'): torch.distributed.broadcast(getattr(self, f'{m}_{what}_{k}'), 0)
         self._stacked = None
+        self.rho.replace(self.cosine.values.masked_fill(~self.cosine.seen, math.nan) - self.prototypes()[2])
 
     def prototypes(self): # (voice, face) Prototypes and (n,) their agreement; None before the first clustering
         "What an epoch of batches needs of the clusterings."
@@ -101,6 +102,7 @@ class CMPC(Method):
             self.rho.update(rho, idx)
             w = recalibration_weights(rho, *self.rho.mean_std(), self.cfg.delta, self.cfg.kappa) if self.cfg.recalibration else None
         for m,z in (('voice', v), ('face', f)): self.memory[m].update(z, idx)
+        self.cosine.update((v.detach().float()*f.detach().float()).sum(1), idx)
         self.seen += len(v)*world()[1]
         return loss, w
 
@@ -108,6 +110,12 @@ class CMPC(Method):
         seen = bool(self.rho.seen.any())
         mean, std = self.rho.mean_std() if seen else (None, None)
         return dict(prototypes=int(self._stacked is not None), rho_mean=float(mean) if seen else None, rho_std=float(std) if seen else None)
+
+    def trace(self):
+        "cosine (n,): v.f at the last visit, NaN before the first; with prototypes agreement (n,), rho = cosine - agreement, and who is in which."
+        out = dict(cosine=self.cosine.values.masked_fill(~self.cosine.seen, math.nan))
+        if (now := self.prototypes()) is None: return out
+        return {**out, 'agreement': now[2], **{f'{m}_{k}': getattr(self, f'{m}_assign_{k}') for m in MODALITIES for k in self.cfg.ks}}
 
     def plain_state(self): return dict(seen=self.seen)
 
@@ -139,11 +147,11 @@ class ReleasedCMPCConfig:
 
 class ReleasedCMPC(Method):
     "The public CMPC code's behaviour: prototypes in one batch of `every`, CID in all others."
-    def __init__(self, model:VoiceFaceModel, cfg:ReleasedCMPCConfig, n:int):
+    def __init__(self, model:VoiceFaceModel, cfg:ReleasedCMPCConfig, n:int, corpus:str=''):
         super().__init__(model)
         if max(cfg.ks) > n: raise ConfigError(f'method cmpc-released: ks = {cfg.ks} on {n} training videos; K can be at most {n}')
         self.cfg, self.batches, self.seen = cfg, 0, 0
-        self.memory = torch.nn.ModuleDict({m: Memory(n, model.cfg.dim, cfg.momentum, 'released', cfg.seed + i) for i,m in enumerate(MODALITIES)})
+        self.memory = torch.nn.ModuleDict({m: Memory(n, model.cfg.dim, cfg.momentum, 'released', cfg.seed + i, corpus) for i,m in enumerate(MODALITIES)})
 
     def _cluster(self, m:str) -> tuple[list[Clusters], list[Tensor]]:
         "Clusterings of a memory and the densities of their prototypes."

@@ -8,7 +8,7 @@ __all__ = ['RECORD', 'KEY', 'RETRIEVAL', 'VERIFICATION', 'MATCHING', 'RANKING', 
            'as_html']
 
 # %% ../../nbs/7_reports/01_tables.ipynb #5b79ba04
-import json, zlib
+import json, re, zlib
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -26,7 +26,7 @@ RECORD = ('task', 'direction', 'stratum', 'candidates', 'metric', 'value', 'low'
 KEY = ['task', 'direction', 'stratum', 'candidates', 'metric'] # what is measured
 
 def _without_seeds(config):
-    if isinstance(config, dict): return {k: _without_seeds(v) for k,v in sorted(config.items()) if k != 'seed'}
+    if isinstance(config, dict): return {k: re.sub(r'seed\d+$', 'seed', v) if k == 'start' else _without_seeds(v) for k,v in sorted(config.items()) if k != 'seed'}
     return [_without_seeds(v) for v in config] if isinstance(config, list) else config
 
 def _seeds(config, path='') -> str:

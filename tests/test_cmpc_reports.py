@@ -1,0 +1,103 @@
+"The reports of CMPC at tiny scale: what is on the page is what is in the run folders."
+import re, shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+
+from checkout import ROOT
+from tiny_grid import here, ini, tiny
+from vfassoc.core import RunError, read_json
+from vfassoc.evaluation.grid import run_grid
+from vfassoc.reports import tables
+from vfassoc.reports.differences import paired_differences
+from vfassoc.reports.runner import run_report
+from vfassoc.reports.traces import read_traces, rho_table, training_videos
+
+ALL = ('CID', '+ prototypes', 'CMPC', 'CMPC as released', 'CMPC, 2 shots', 'supervised')
+
+
+@pytest.fixture(scope='module')
+def grid(tmp_path_factory):
+    d = tmp_path_factory.mktemp('reports')
+    ini(d)
+    t = run_grid(tiny(ALL, (0, 1)), d/'runs'/'g', here(d), jobs=2, say=lambda line: None)
+    assert set(t.result) == {'done'}, t.result.tolist()
+    return d
+
+
+@pytest.fixture(autouse=True)
+def settings(grid, monkeypatch): monkeypatch.setenv('VFASSOC_SETTINGS', str(grid/'settings.ini'))
+
+
+def page(name, folder, **parameters):
+    _, html = run_report(ROOT/'nbs'/'reports'/f'{name}.ipynb', folder/name, {**parameters, 'figures': folder/'figures'}, quiet=True)
+    soup = BeautifulSoup(html.read_text(), 'html.parser')
+    return soup, ' '.join(soup.get_text(' ').split()), {p.name for p in (folder/'figures').iterdir()}
+
+
+def test_ablation(grid, tmp_path):
+    soup, text, figures = page('ablation_cmpc', tmp_path, grid=str(grid/'runs/g'), variants=list(ALL[:4]), title='Tiny')
+    scores = tables.read_scores([grid/'runs/g'/v/f'seed{s}' for v in ('cid', 'prototypes', 'cmpc', 'cmpc-as-released') for s in (0, 1)])
+    mean = scores.query('method == "CMPC" and metric == "auc" and stratum == "G"').value.mean()
+    assert f'{100*mean:.1f}' in text and 'CMPC (2 seeds)' in text and 'CMPC as released (2 seeds)' in text and 'Tiny' in text
+    d = paired_differences(scores, 'CID').query('method == "CMPC" and metric == "auc" and stratum == "G"').iloc[0]
+    assert f'CMPC against CID: {100*d.value:+.2f} points [{100*d.low:+.2f}, {100*d.high:+.2f}], 2 seeds: {d.verdict}' in text
+    assert figures == {'differences.png', 'training.png'} and len(soup.select('img[src^="data:image/png"]')) == 2
+
+
+def test_ablation_says_what_is_missing(grid, tmp_path):
+    with pytest.raises(RunError, match="has no variant 'CMCP'; it has: CID"): run_report('ablation_cmpc', tmp_path/'a', dict(grid=str(grid/'runs/g'), variants=['CMCP']), quiet=True)
+
+
+def test_rho_histogram(grid, tmp_path):
+    runs = [str(grid/'runs/g/cmpc'/f'seed{s}') for s in (0, 1)]
+    soup, text, figures = page('rho_histogram', tmp_path, runs=runs, examples=3, seconds=1.)
+    assert len(soup.select('audio source[src^="data:audio/wav"]')) == 3 and {'rho.png', 'auroc.png', 'rho-a.png', 'rho-b.png', 'rho-c.png'} <= figures
+    videos, _ = training_videos(runs[0], here(grid))
+    shown = int(re.search(r'Epoch (\d+), mean over 2 run', text)[1])
+    mean = np.mean([rho_table(read_traces(r), videos.deviate).set_index('epoch').rho[shown] for r in runs])
+    assert re.search(rf'AUROC of ρ {mean:.3f}', text)
+    low, high = (float(x) for x in re.findall(r'\([ac]\) id\d+: ρ = ([+-][\d.]+)', text))
+    t = read_traces(runs[0])[shown]
+    rho = (t['cosine'] - t['agreement'])
+    assert abs(low - rho[rho.isfinite()].min()) < .006 and abs(high - rho[rho.isfinite()].max()) < .006
+
+
+def test_rho_histogram_of_a_run_without_prototypes(grid, tmp_path):
+    with pytest.raises(RunError, match='no epoch had prototypes'): run_report('rho_histogram', tmp_path/'a', dict(runs=[str(grid/'runs/g/cid/seed0')]), quiet=True)
+
+
+def test_a_run_without_traces(grid, tmp_path):
+    shutil.copytree(grid/'runs/g/cid/seed0', tmp_path/'run')
+    shutil.rmtree(tmp_path/'run'/'traces')
+    with pytest.raises(RunError, match='kept no traces; train it with'): read_traces(tmp_path/'run')
+
+
+def test_tsne(grid, tmp_path):
+    runs = [str(grid/'runs/g'/v/'seed0') for v in ('cid', 'cmpc', 'supervised')]
+    soup, text, figures = page('tsne', tmp_path, runs=runs, people=4, items=3)
+    assert figures == {'tsne.png'} and len(soup.select('td')) > 24 and 'the 4 on the map' in text and 'all test people' in text
+    with pytest.raises(RunError, match='the map wants 99'): run_report('tsne', tmp_path/'b', dict(runs=runs, people=99), quiet=True)
+
+
+def test_claims(grid, tmp_path):
+    soup, text, figures = page('claims_cmpc', tmp_path, grid=str(grid/'runs/g'), cmpc='CMPC', coarse='+ prototypes')
+    assert {f'claim-{k}.png' for k in (1, 2, 3, 4)} == figures
+    scores = tables.read_scores([grid/'runs/g'/v/f'seed{s}' for v in ('cid', 'cmpc') for s in (0, 1)])
+    d = paired_differences(scores, 'CID').query('metric == "auc" and stratum == "U"').iloc[0]
+    assert f'AUC, U: CMPC against CID: {100*d.value:+.2f} points [{100*d.low:+.2f}, {100*d.high:+.2f}]: {d.verdict}' in text
+    videos, _ = training_videos(grid/'runs/g/cmpc/seed0', here(grid))
+    end = np.mean([rho_table(read_traces(grid/'runs/g/cmpc'/f'seed{s}'), videos.deviate).rho.iloc[-1] for s in (0, 1)])
+    assert f'AUROC of ρ, CMPC, last epoch (seeds: 2): {end:.3f}' in text
+    assert 'CMPC, 2 shots against its start' in text
+
+
+def test_train(grid, tmp_path):
+    changes = {**tiny().changes, 'method.ks': [4, 8], 'method.warmup': 32}
+    small = dict(recipe='cmpc-demo', run=str(tmp_path/'run'), changes=changes, protocol=dict(replicates=100, verification_trials=200, matching_trials=100, candidates=[2]))
+    soup, text, figures = page('train', tmp_path, **small)
+    assert '12 steps done' in text and figures == {'training.png', 'method.png'} and len(pd.read_csv(tmp_path/'run/history.csv')) == 3
+    auc = next(s['value'] for s in read_json(tmp_path/'run/metrics.json')['scores'] if (s['metric'], s['stratum']) == ('auc', 'U'))
+    assert f'{100*auc:.1f}' in text and 'checkpoint_every' in text

@@ -1,0 +1,144 @@
+"Grids: interrupted, extended, failing, in several processes, by Dask; low shots that start from another run."
+import dataclasses, inspect, json, os, signal, subprocess, sys
+
+import pytest
+from safetensors.torch import load_file
+
+from tiny_grid import VARIANTS, here, ini, tiny
+from vfassoc.cli import main
+from vfassoc.core import ConfigError, CorpusError, RunError, read_json, to_dict
+from vfassoc.evaluation.grid import grid_runs, run_grid
+from vfassoc.recipes import load_model, load_recipe, open_corpus, train
+from vfassoc.methods.catalog import METHODS
+from vfassoc.training import load_tensors, save_tensors
+
+quiet = dict(jobs=1, say=lambda line: None)
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    "A grid with a variant that starts from another, finished, and its table."
+    d = tmp_path_factory.mktemp('grid')
+    return d, run_grid(tiny(('CMPC', 'CMPC, 2 shots')), d/'runs'/'g', here(d), **quiet)
+
+
+def test_an_interrupted_command_goes_on_and_skips_what_is_done(tmp_path):
+    "SIGKILL of the whole group after the first cell: the next command trains the rest and leaves the first as it was."
+    (tmp_path/'g.json').write_text(json.dumps(to_dict(tiny(('CID', 'CMPC')))))
+    env = {**os.environ, 'VFASSOC_SETTINGS': str(ini(tmp_path)), 'OMP_NUM_THREADS': '1'}
+    call = [sys.executable, '-m', 'vfassoc', 'grid', str(tmp_path/'g.json'), '--jobs', '2', '--set', 'seeds=[0, 1]']
+    p = subprocess.Popen(call, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+    assert 'done' in p.stdout.readline()
+    os.killpg(p.pid, signal.SIGKILL)
+    p.wait()
+    finished = [m for m in (tmp_path/'runs/g').rglob('metrics.json')]
+    assert 1 <= len(finished) < 4, 'killed too late to show anything'
+    before = {f.parent: (f.parent/'checkpoints/last.safetensors').read_bytes() for f in finished}
+    out = subprocess.run(call, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert out.returncode == 0 and '4 of 4 cells finished' in out.stdout and out.stdout.count('finished before') >= len(finished), out.stderr[-2000:]
+    assert all((run/'checkpoints/last.safetensors').read_bytes() == b for run, b in before.items())
+    assert len(grid_runs(tmp_path/'runs/g')) == 4
+
+
+def test_parallel_cells_equal_cells_one_by_one(done, tmp_path):
+    d, _ = done
+    run_grid(tiny(('CMPC', 'CMPC, 2 shots'), (0,)), tmp_path/'runs'/'g', dataclasses.replace(here(tmp_path), data=here(d).data), jobs=2, say=lambda line: None)
+    a, b = (load_file(x/'runs/g/cmpc/seed0/checkpoints/best.safetensors') for x in (d, tmp_path))
+    assert a.keys() == b.keys() and all((a[k] - b[k]).abs().max() < 1e-5 for k in a)
+
+
+def test_dask_hands_out_the_cells(tmp_path):
+    distributed = pytest.importorskip('distributed')
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        t = run_grid(tiny(('CID', 'CMPC')), tmp_path/'runs'/'g', here(tmp_path), jobs=2, scheduler=cluster.scheduler_address, say=lambda line: None)
+    assert set(t.result) == {'done'} and len(grid_runs(tmp_path/'runs/g')) == 2
+
+
+def test_a_failing_cell_is_a_line_and_its_dependents_do_not_run(tmp_path):
+    bad = tiny(('CMPC', 'CMPC, 2 shots', 'CID'))
+    bad = dataclasses.replace(bad, variants={**bad.variants, 'CMPC': {**VARIANTS['CMPC'], 'method.ks': [4, 999]}})
+    t = run_grid(bad, tmp_path/'g', here(tmp_path), **quiet).set_index('variant').result
+    assert 'K can be at most' in t['CMPC'] and t['CID'] == 'done' and t['CMPC, 2 shots'] == 'not run: CMPC, seed 0, did not finish'
+    assert '\n' not in t['CMPC']
+
+
+def test_the_command_fails_when_a_cell_does(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('VFASSOC_SETTINGS', str(ini(tmp_path)))
+    grid = to_dict(tiny(('CID',)))
+    grid['variants']['CID'] = {**VARIANTS['CID'], 'train.batch_size': 4096, 'train.samples': 4096}
+    (tmp_path/'g.json').write_text(json.dumps(grid))
+    assert main(['grid', str(tmp_path/'g.json'), '--jobs', '1']) == 2
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert err.startswith('vfassoc: 1 cells did not finish') and 'batch_size' in err
+    assert main(['grid', 'nothing']) == 2 and 'known: ablation-cmpc' in capsys.readouterr().err
+
+
+def test_another_protocol_or_seed_is_not_finished(done):
+    d, first = done
+    assert set(first.result) == {'done'}
+    g = tiny(('CMPC', 'CMPC, 2 shots'))
+    assert set(run_grid(g, d/'runs'/'g', here(d), **quiet).result) == {'finished before'}
+    weights = (d/'runs/g/cmpc/seed0/checkpoints/last.safetensors').read_bytes()
+    other = dataclasses.replace(g, evaluate={**g.evaluate, 'replicates': 150})
+    assert set(run_grid(other, d/'runs'/'g', here(d), **quiet).result) == {'done'}
+    assert (d/'runs/g/cmpc/seed0/checkpoints/last.safetensors').read_bytes() == weights, 'scored again, not trained again'
+    changed = dataclasses.replace(g, changes={**g.changes, 'train.lr': .002})
+    assert 'choose another run folder' in run_grid(changed, d/'runs'/'g', here(d), **quiet).result[0]
+
+
+def test_low_shots_start_from_the_other_run_and_remember_whom_it_met(done):
+    d, _ = done
+    root, s = d/'runs'/'g', here(d)
+    m = open_corpus('tiny', s)
+    recipe = read_json(root/'cmpc-2-shots/seed0/config.json')
+    assert recipe['start'] == str((root/'cmpc/seed0').resolve()) and recipe['data']['shots'] == 2
+    _, _, about = load_model(root/'cmpc-2-shots/seed0')
+    assert set(about['identities']) == set(m.videos('train').identity) | set(m.videos('valid').identity)
+    tensors, _ = load_tensors(root/'cmpc-2-shots/seed0/checkpoints/last.safetensors')
+    assert tensors['method/target'].tolist() == sorted(list(range(12))*2), 'two videos of each of 12 people, in the order of the manifest'
+
+
+def test_the_first_step_of_low_shot_learning_is_taken_from_the_started_weights(done, tmp_path):
+    "With a learning rate of nearly nothing the towers stay those of the run it started from."
+    d, _ = done
+    still = load_recipe('low-shot-demo', {**tiny().changes, 'start': str(d/'runs/g/cmpc/seed0'), 'data.shots': 1, 'train.lr': 1e-9, 'train.lr_start': 1e-9, 'train.lr_end': 1e-9})
+    train(still, tmp_path/'r', here(d), quiet=True)
+    a, b = load_model(tmp_path/'r')[0], load_model(d/'runs/g/cmpc/seed0')[0]
+    assert all((x - y).abs().max() < 1e-5 for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+
+
+@pytest.mark.parametrize('changes, error, word', [
+    ({'data.shots': 4}, CorpusError, r'12 of 12 identities have fewer than 4 videos \(id\d+ has 3\); set data.shots to 3 or less'),
+    ({'start': 'nowhere'}, RunError, 'no run here'),
+    ({'model.dim': 16}, RunError, 'has small towers of 8 dimensions, the recipe low-shot small of 16'),
+    ({'data.shots': -1}, ConfigError, 'data.*shots'),
+    ({'method.tau': 0.}, ConfigError, 'tau = 0.0'),
+])
+def test_what_low_shot_learning_refuses(done, tmp_path, changes, error, word):
+    d, _ = done
+    base = {**tiny().changes, 'start': str(d/'runs/g/cmpc/seed0'), 'data.shots': 2}
+    with pytest.raises(error, match=word) as e: train(load_recipe('low-shot-demo', {**base, **changes}), tmp_path/'r', here(d), quiet=True)
+    assert '\n' not in str(e.value) and not (tmp_path/'r'/'checkpoints').exists()
+
+
+def test_methods_without_labels_have_no_way_to_get_them():
+    for name, (_, cls) in METHODS.items():
+        assert cls.labelled == (name == 'identity') == ('identity' in inspect.signature(cls.__init__).parameters), name
+
+
+def test_low_shots_of_a_run_that_was_trained_again_are_not_finished(tmp_path):
+    g = tiny(('CMPC', 'CMPC, 2 shots'))
+    run_grid(g, tmp_path/'g', here(tmp_path), **quiet)
+    assert set(run_grid(g, tmp_path/'g', here(tmp_path), **quiet).result) == {'finished before'}
+    best = tmp_path/'g/cmpc/seed0/checkpoints/best.safetensors'
+    tensors, about = load_tensors(best)
+    save_tensors(best, {k: t*1.01 if t.is_floating_point() else t for k, t in tensors.items()}, about)
+    assert 'no longer has; delete this folder' in run_grid(g, tmp_path/'g', here(tmp_path), **quiet).set_index('variant').result['CMPC, 2 shots']
+
+
+def test_a_memory_of_another_corpus_is_refused(done, tmp_path):
+    "The manifest's hash reaches the memories through `train`."
+    d, _ = done
+    tensors, _ = load_tensors(d/'runs/g/cmpc/seed0/checkpoints/last.safetensors')
+    mine = bytes(tensors['method/memory.voice.corpus'].tolist()).hex()
+    assert mine == open_corpus('tiny', here(d)).hash == bytes(tensors['method/rho.corpus'].tolist()).hex()

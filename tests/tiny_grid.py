@@ -1,0 +1,28 @@
+"A grid that trains in seconds: 24 drawn people, three videos each, small towers, a handful of steps."
+from pathlib import Path
+
+from vfassoc.core import Settings
+from vfassoc.evaluation.grid import Grid
+
+SYNTH = dict(identities=24, videos_per_identity=3, seconds=1., frames=1, size=40, train=.5, valid=.17)
+CHANGES = {'corpus': 'tiny', 'data.seconds': 1., 'data.size': 32, 'model.dim': 8, 'train.samples': 96, 'train.batch_size': 8, 'train.warmup': 8, 'train.trace': True}
+KS = {'method.ks': [4, 8], 'method.warmup': 32}
+VARIANTS = {'CID': {**KS, 'method.prototypes': False, 'method.recalibration': False}, '+ prototypes': {**KS, 'method.recalibration': False}, 'CMPC': KS,
+            'CMPC as released': {**KS, 'recipe': 'cmpc-released-demo', 'method.every': 5},
+            'CMPC, 2 shots': {'recipe': 'low-shot-demo', 'start': '@CMPC', 'data.shots': 2}, 'supervised': {'recipe': 'supervised-demo'}}
+PROTOCOL = dict(replicates=100, verification_trials=200, matching_trials=100, candidates=[2])
+
+
+def tiny(variants=('CID', 'CMPC'), seeds=(0,), **extra):
+    return Grid('cmpc-demo', {v: VARIANTS[v] for v in variants}, tuple(seeds), {**CHANGES, **extra}, PROTOCOL, SYNTH)
+
+
+def here(folder):
+    return Settings(data=Path(folder)/'data', runs=Path(folder)/'runs', figures=Path(folder)/'figures', device='cpu', workers=0)
+
+
+def ini(folder):
+    "The same as a settings.ini."
+    path = Path(folder)/'settings.ini'
+    path.write_text('[vfassoc]\ndata = data\nruns = runs\nfigures = figures\ndevice = cpu\nworkers = 0\n')
+    return path
