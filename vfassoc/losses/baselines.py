@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['squared_distances', 'both_ways', 'triplet_margin', 'triplet_ratio', 'kim_loss', 'negatives_at', 'pair_contrast',
-           'pins_loss', 'pins_hardness']
+           'pins_loss', 'pins_hardness', 'label_contrast']
 
 # %% ../../nbs/3_objectives/05_baselines.ipynb #8d5671d8
 import torch
@@ -115,3 +115,22 @@ def pins_hardness(
     require(every >= 1, 'pins_hardness', 'every', every, '1 or more epochs')
     require(epoch >= 0, 'pins_hardness', 'epoch', epoch, '0 or more')
     return min(stop, round(start + step*(epoch//every), 9))
+
+# %% ../../nbs/3_objectives/05_baselines.ipynb #c0caa1bc
+def label_contrast(
+    v:Tensor, # (b, d) voice embeddings, unit norm
+    f:Tensor, # (b, d) face embeddings of the same videos, unit norm
+    label:Tensor, # (b,) int64 pseudo-label of each video
+    margin:float=0.6, # negatives farther than this are left alone; distance, 0 to 2
+) -> Tensor: # (b,) of each video: half the loss of its voice and of its face
+    "Hadsell et al. over the 2N embeddings of both modalities, of all processes; a half without a pair is 0."
+    require(0 < margin <= 2, 'label_contrast', 'margin', margin, 'above 0, up to 2')
+    z, y, b = torch.cat([v, f]), torch.cat([label, label]), len(v)
+    all_z, all_y = gather_rows(z), gather_rows(y)
+    d = squared_distances(z, all_z)
+    same = y[:, None] == all_y[None]
+    own = torch.arange(2*b, device=z.device) + world()[0]*2*b
+    pos, neg = same.scatter(1, own[:, None], False), ~same
+    mean = lambda x, keep: (x*keep).sum(1)/keep.sum(1).clamp_min(1)
+    each = mean(d/2, pos) + mean(F.relu(margin - d.clamp_min(1e-6).sqrt()).square()/2, neg)
+    return (each[:b] + each[b:])/2
