@@ -120,15 +120,15 @@ class _Pairs:
         mixed = torch.lerp(v, v.flip(0), lean)
         return x + self.mul(mixed.reshape(2, -1, d), i, 'out', l.out_bias)
 
-    def block(self, v:dict, f:dict, i:slice, j:slice) -> Tensor: # (I, J) probabilities
-        "Fused probability of voices i with faces j."
+    def block(self, v:dict, f:dict, i:slice, j:slice) -> Tensor: # (I, J) log odds
+        "Log odds that voices i and faces j are one person's."
         x = self.first(v, f, i, j)
         shape, x = x.shape[1:3], x.reshape(2, -1, self.d)
         for n, l in enumerate(self.layers):
             if n: x = self.attend(x, n)
             hidden = self.mul(self.norm(x), n, 'up', l.up_bias).relu_()
             if n < len(self.layers) - 1: x = x + self.mul(hidden, n, 'down', l.down_bias)
-        return torch.sigmoid((x@self.read + hidden@self.read_hidden).sum(0) + self.constant).view(shape)
+        return ((x@self.read + hidden@self.read_hidden).sum(0) + self.constant).view(shape)
 
 # %% ../nbs/4_methods/06_fusion.ipynb #3cb543e7
 @torch.no_grad()
@@ -139,6 +139,7 @@ def score_blocks(
     dtype:torch.dtype=torch.float32, # of the matrix products: float32, bfloat16
     pairs:int=0, # in a block; 0: 2,048 on a CPU, 262,144 on a GPU
     start:int=0, # first voice
+    log_odds:bool=False, # give log p/(1-p) instead of p: the same ranking, without ties where p rounds to 1
 ) -> Iterator[tuple[slice, Tensor]]: # a slice of voices, and (I, m) probabilities of one person
     "Every pair, some voices at a time; memory holds one block whatever the galleries. Raises `RunError`."
     if model.training: raise RunError('fusion: the encoder is in training mode, where dropout makes scores random; call model.eval()')
@@ -154,7 +155,8 @@ def score_blocks(
     high = max(1, pairs//wide)
     for i in range(start, len(voices), high):
         rows = slice(i, min(i + high, len(voices)))
-        yield rows, torch.cat([parts.block(v, f, rows, slice(j, min(j + wide, len(faces)))) for j in range(0, len(faces), wide)], 1)
+        odds = torch.cat([parts.block(v, f, rows, slice(j, min(j + wide, len(faces)))) for j in range(0, len(faces), wide)], 1)
+        yield rows, odds if log_odds else torch.sigmoid(odds)
 
 def score_all(
     model:FusionEncoder, # in eval mode
@@ -164,14 +166,15 @@ def score_all(
     pairs:int=0, # in a block
     out:str|Path='', # a .npy file for the scores, for galleries that outgrow memory; an interrupted call goes on there
     quiet:bool=False, # no progress bar
+    log_odds:bool=False, # see `score_blocks`
 ) -> np.ndarray: # (n, m) float32 probability that voice i and face j are one person; memory-mapped if `out` is given
     "The fused probability of every pair, exact. Raises `RunError`."
     if not out:
         scores, done, note = np.empty((len(voices), len(faces)), np.float32), 0, None
-    else: scores, done, note = _resume(Path(out), model, voices, faces, dtype)
+    else: scores, done, note = _resume(Path(out), model, voices, faces, f'{dtype}{log_odds}')
     if done < len(voices):
         with progress(total=len(voices), initial=done, desc='fuse', unit='voice', disable=quiet) as bar:
-            for rows, p in score_blocks(model, voices, faces, dtype, pairs, done):
+            for rows, p in score_blocks(model, voices, faces, dtype, pairs, done, log_odds):
                 scores[rows] = p.cpu().numpy()
                 bar.update(rows.stop - rows.start)
                 if note and (rows.stop == len(voices) or rows.stop//256 > rows.start//256): scores.flush(); note(rows.stop)
@@ -184,9 +187,9 @@ def score_all(
 
 def _part(out): return Path(out).with_name(f'.{Path(out).name}.part')
 
-def _resume(out, model, voices, faces, dtype):
+def _resume(out, model, voices, faces, how):
     "The file to write into, how many voices are done, and how to note more; a finished file is taken as it is."
-    digest = hashlib.sha256(str(dtype).encode())
+    digest = hashlib.sha256(how.encode())
     for t in (voices, faces, *model.state_dict().values()): digest.update(t.detach().cpu().contiguous().numpy().tobytes())
     what, part = dict(inputs=digest.hexdigest(), shape=[len(voices), len(faces)]), _part(out)
     log, finished = part.with_suffix('.json'), out.with_suffix('.json')

@@ -296,7 +296,7 @@ def _end_epoch(acc, method, run, s, loss_sum, validate, about) -> dict:
     s.history.append(row)
     if score is None or s.best is None or score > s.best:
         s.best, s.best_epoch = score, s.epoch + 1
-        if world()[0] == 0: save_tensors(run.checkpoints/'best.safetensors', method.model.state_dict(),
+        if world()[0] == 0: save_tensors(run.checkpoints/'best.safetensors', method.kept(),
                                          {**about, 'epoch': s.epoch + 1, 'valid_auc': score})
     if world()[0] == 0: _write_history(run, s.history)
     return row

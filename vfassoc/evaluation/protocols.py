@@ -192,6 +192,7 @@ class ProtocolConfig:
     candidates:tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, 9, 10) # the N of 1:N matching
     gallery:int = 20_000 # most media of a side in retrieval; 0: all
     ks:tuple[int, ...] = (1, 5, 10) # the k of Recall@k
+    shortlists:tuple[int, ...] = (10, 100, 1000) # runs with a fusion encoder: how many candidates it orders again; 1000 of 1000 is all
     same_video:Literal['allow', 'exclude'] = 'allow' # may a positive's voice and face be of one video?
     age_bin:float = 10. # years of an age group
     replicates:int = 1000 # test sets that the bootstrap draws
@@ -204,6 +205,7 @@ class ProtocolConfig:
         ok('matching_strata', set(self.matching_strata) <= set(STRATA), ', '.join(STRATA))
         for k in ('verification_trials', 'matching_trials'): ok(k, getattr(self, k) >= 2, '2 or more')
         ok('candidates', all(n >= 2 for n in self.candidates), 'numbers from 2')
+        ok('shortlists', all(k >= 1 for k in self.shortlists), 'numbers from 1')
         ok('ks', all(k >= 1 for k in self.ks), 'numbers from 1')
         ok('gallery', self.gallery >= 0, '0 (all) or more')
         ok('same_video', self.same_video in ('allow', 'exclude'), 'allow, exclude')

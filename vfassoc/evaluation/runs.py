@@ -12,34 +12,31 @@ import numpy as np
 import torch
 
 from ..core import ConfigError, CorpusError, RunError, Settings, from_dict, open_run, progress, read_json, to_dict
-from ..corpus.dataset import MediaDataset, media_loader
 from ..corpus.manifest import Manifest
 from ..corpus.synthetic import GENERATOR, read_truth
 from ..encoders import VoiceFaceModel
+from .fused import evaluate_fused
 from .protocols import (CosineScorer, Embeddings, OracleScorer, ProtocolConfig, Result, evaluate, save_embeddings,
                                           write_result)
-from ..recipes import DataConfig, load_model, open_corpus
+from ..recipes import load_fusion, load_model, open_corpus
+from ..sources import Source, encode_media
 
 # %% ../../nbs/6_evaluation/04_runs.ipynb #e541ea9a
-@torch.no_grad()
 def embed(
     model:VoiceFaceModel, # in eval mode: without projection
-    manifest:Manifest, # of the corpus
+    source:Source, # the media, at the lengths and sizes the model was trained with, or their cached features
     split:str, # 'test', 'valid', 'seen', 'train'
-    data:DataConfig, # seconds and size the model was trained with
-    workers:int=0, # reading processes
-    batch_size:int=128, # media at once
 ) -> Embeddings: # of every usable file of the split
     "All media of a split as unit vectors, on the model's device."
     if model.training: raise ConfigError('embed: the model is in training mode, where a projection follows the towers; call model.eval()')
-    device, out = next(model.parameters()).device, []
-    for modality, encode in (('voice', model.encode_voice), ('face', model.encode_face)):
-        media = MediaDataset(manifest, modality, split, data.seconds, data.size)
-        z = np.zeros((len(media), model.cfg.dim), np.float32)
-        for rows, x in progress(media_loader(media, batch_size, workers), f'embed {modality}s', unit='batch'):
-            z[rows.numpy()] = encode(x.to(device, non_blocking=True)).cpu().numpy()
+    encode, out, tables = lambda m, x: model.encode_voice(x) if m == 'voice' else model.encode_face(x), [], []
+    for modality in ('voice', 'face'):
+        tables.append(source.manifest.media(modality, split).drop(columns='modality'))
+        z = np.zeros((len(tables[-1]), model.cfg.dim), np.float32)
+        with progress(total=len(z), desc=f'embed {modality}s', unit='file') as bar:
+            for rows, x in encode_media(source, encode, modality, split, next(model.parameters()).device): z[rows.numpy()] = x.numpy(); bar.update(len(rows))
         out.append(z)
-    return Embeddings(*out, *(manifest.media(m, split).drop(columns='modality') for m in ('voice', 'face')))
+    return Embeddings(*out, *tables)
 
 # %% ../../nbs/6_evaluation/04_runs.ipynb #b99b4fb0
 def ceiling(
@@ -67,8 +64,9 @@ def evaluate_run(
     m = open_corpus(corpus or recipe.corpus, settings)
     if not len(m.videos(split)):
         raise RunError(f'{m.root}: no video of the {split} split has both voice and face; see `vfassoc prepare` and identity_splits.txt')
-    emb = embed(model, m, split, recipe.data, settings.workers)
-    result = evaluate(CosineScorer(emb), emb.voices, emb.faces, cfg, ceiling(m, split), about['identities'])
+    emb, fusion = embed(model, Source(m, recipe.data, recipe.model, settings), split), load_fusion(path, settings.torch_device)
+    best, people = ceiling(m, split), about['identities']
+    result = evaluate_fused(fusion, emb, cfg, best, people) if fusion else evaluate(CosineScorer(emb), emb.voices, emb.faces, cfg, best, people)
     run = open_run(path)
     save_embeddings(run, emb)
     write_result(run, result)

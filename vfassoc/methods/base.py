@@ -33,6 +33,10 @@ class Method(nn.Module):
         "A batch as the loader gives it: waveforms (b, t), pictures (b, 3, h, w) uint8, rows (b,)."
         return self.objective(*self.model(voice, face), idx)
 
+    @property
+    def fused(self) -> bool: "Does `pair_scores` know more than the cosine?"; return False
+    def pair_scores(self, v:Tensor, f:Tensor) -> Tensor: "(p,) how alike each voice (p, d) and its face (p, d) are; higher is more."; return (v*f).sum(1)
+    def kept(self) -> dict[str, Tensor]: "What the best checkpoint holds."; return self.model.state_dict()
     def start_epoch(self, epoch:int): "Called before the first batch of an epoch (not when an epoch is resumed in its middle)."
     def end_epoch(self, epoch:int, score:float|None) -> dict: "Called after validation; returns numbers for the history."; return {}
     def plain_state(self) -> dict: "The state that is not a tensor, as JSON can hold it."; return {}

@@ -12,12 +12,13 @@ from ..core import ConfigError, from_dict, require
 from ..encoders import VoiceFaceModel
 from .base import CID, CIDConfig, Method
 from .cmpc import CMPC, CMPCConfig, ReleasedCMPC, ReleasedCMPCConfig
+from .faa import FAA, FAAConfig
 from .identity import Identity, IdentityConfig
 from .older import Kim, KimConfig, PINs, PINsConfig
 
 # %% ../../nbs/4_methods/09_catalog.ipynb #4eb645b8
 METHODS = {'cid': (CIDConfig, CID), 'cmpc': (CMPCConfig, CMPC), 'cmpc-released': (ReleasedCMPCConfig, ReleasedCMPC),
-           'kim': (KimConfig, Kim), 'pins': (PINsConfig, PINs), 'identity': (IdentityConfig, Identity)}
+           'kim': (KimConfig, Kim), 'pins': (PINsConfig, PINs), 'identity': (IdentityConfig, Identity), 'faa': (FAAConfig, FAA)}
 
 def method_config(
     d:dict, # {'name': 'cid', ...fields of the method's configuration}

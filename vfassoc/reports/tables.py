@@ -22,7 +22,7 @@ from ..evaluation.metrics import seed_interval
 
 # %% ../../nbs/7_reports/01_tables.ipynb #64801498
 RECORD = ('task', 'direction', 'stratum', 'candidates', 'metric', 'value', 'low', 'high', 'chance', 'ceiling',
-          'trials', 'identities', 'same_video') # the fields of a score in metrics.json
+          'trials', 'identities', 'same_video', 'by') # the fields of a score in metrics.json
 KEY = ['task', 'direction', 'stratum', 'candidates', 'metric'] # what is measured
 
 def _without_seeds(config):
@@ -68,7 +68,9 @@ def read_scores(
         m = read_json(open_run(r.run).metrics)
         if m.get('schema') != 1: raise RunError(f'{r.run}: metrics.json has schema {m.get("schema")!r}, expected 1; evaluate the run again')
         scores = pd.DataFrame(m['scores']).reindex(columns=RECORD)
-        frames.append(scores.assign(run=r.run, method=r.method, seed=r.seed))
+        other = scores.by.notna() & (scores.by != 'fused') # the same run, scored in other ways
+        label = (r.method + ', ' + scores.by.fillna('')).where(other, r.method)
+        frames.append(scores.assign(run=r.run, method=label, seed=r.seed))
     numbers = ['value', 'low', 'high', 'chance', 'ceiling', 'same_video', 'candidates']
     return pd.concat(frames, ignore_index=True).astype(dict.fromkeys(numbers, float))
 
