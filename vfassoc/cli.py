@@ -47,6 +47,11 @@ def prepare(a, s):
     print(odd.to_string(index=False) if len(odd) else 'every file is usable as it is')
 
 
+def features(a, s):
+    from vfassoc.cache import make_features
+    print(make_features(a.encoder, a.corpus, a.output, s, **changes(a.set, 'features')))
+
+
 def train(a, s):
     from vfassoc.recipes import load_recipe, run_path
     from vfassoc.recipes import train as run
@@ -116,6 +121,11 @@ def parser():
     q = add(prepare, 'scan a corpus: check every file, count, split, and keep the manifest')
     q.add_argument('corpus', help='name under `data`, or a path: a folder in the VoxCeleb1 tree')
     q.add_argument('--check', choices=('quick', 'full'), default='quick', help='quick reads headers and ends of files; full decodes everything')
+    q = add(features, 'embed a corpus once into a file of features, to train on without encoders')
+    q.add_argument('encoder', help="a run (name under `runs`, or a path), or `faa`: FAA's pretrained encoders")
+    q.add_argument('--corpus', required=True, help='name under `data`, or a path')
+    q.add_argument('-o', '--output', required=True, metavar='FILE.npz', help='name under `data`, or a path')
+    q.add_argument('--set', **many, help='for `faa`: voice_weights=..., face_weights=..., seconds=5, size=112; may be repeated')
     q = add(train, 'train a recipe; the same command continues a run that was stopped')
     q.add_argument('recipe', help='demo, cmpc-demo, cmpc-voxceleb1, ... (a wrong name lists all), or a JSON file')
     q.add_argument('--run', help='name under `runs`, or a path (default: the name of the recipe)')

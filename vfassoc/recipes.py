@@ -136,10 +136,13 @@ def valid_auc(
     batches, # iterable of (voice, face, idx) over the validation videos
     identity:np.ndarray, # (n,) identity of each validation video
 ) -> float: # in [0, 1]
-    "Verification AUC over the voice-face pairs of the validation videos: all by cosine, drawn ones by a fusion encoder."
+    "Verification AUC over the voice-face pairs of the validation videos: all by cosine, drawn ones by a fusion encoder (or within modalities, see `Method.within`)."
     model, device = method.model, next(method.parameters()).device
     v, f, idx = zip(*[(model.encode_voice(a.to(device)), model.encode_face(b.to(device)), i) for a,b,i in batches])
     v, f, who = torch.cat(v), torch.cat(f), identity[torch.cat(idx).numpy()]
+    if method.within:
+        upper = np.triu_indices(len(who), 1)
+        return float(np.mean([roc_auc_score((who[:, None] == who[None])[upper], (z @ z.T).cpu().numpy()[upper]) for z in (v, f)]))
     if not method.fused:
         same = who[:, None] == who[None]
         return float(roc_auc_score(same.ravel(), (v.cpu() @ f.cpu().T).numpy().ravel()))

@@ -85,11 +85,12 @@ class Source:
         split:str|None='test', # train, valid, seen or test; None: all
         batch_size:int=128, # at once
         share:tuple[int, int]=(0, 1), # process and number of processes: only this one's part
+        start:int=0, # the first row, for files
     ) -> Iterable[tuple[Tensor, Tensor]]: # rows (b,) of `manifest.media(modality, split)`; what a model encodes (b, ...)
         "Every usable file of a modality, or its vector."
         if self.features: return media_features(self.features, self.manifest, modality, split, max(4096, batch_size), share)
         files = MediaDataset(self.manifest, modality, split, self.data.seconds, self.data.size)
-        return media_loader(files if share[1] == 1 else Subset(files, range(share[0], len(files), share[1])), batch_size, self.workers)
+        return media_loader(files if share[1] == 1 and not start else Subset(files, range(start + share[0], len(files), share[1])), batch_size, self.workers)
 
 def encode_media(
     source:Source, # of the media
@@ -98,9 +99,10 @@ def encode_media(
     split:str|None, # of which people
     device:torch.device|str='cpu', # where the batch is put
     share:tuple[int, int]=(0, 1), # process and number of processes
+    start:int=0, # the first row, for files
 ) -> Iterator[tuple[Tensor, Tensor]]: # rows (b,); vectors (b, d) on the CPU
     "Media to vectors, batch by batch, without gradient."
-    for rows, x in source.media(modality, split, share=share):
+    for rows, x in source.media(modality, split, share=share, start=start):
         with torch.no_grad(): yield rows, encode(modality, x.to(device, non_blocking=True)).cpu()
 
 # %% ../nbs/5_training/00_sources.ipynb #9b6c7b5c

@@ -17,6 +17,7 @@ from ..losses.contrastive import cid_loss
 # %% ../../nbs/4_methods/01_methods.ipynb #57724f08
 class Method(nn.Module):
     "A model, the state a method keeps between batches, and its loss per row."
+    within = False # True: voices and faces cannot be compared; validation asks how well each modality tells its own videos apart
     labelled = False # True: built with `identity`, the training videos' identities; the self-supervised never see them
 
     def __init__(self,

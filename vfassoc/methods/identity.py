@@ -35,9 +35,12 @@ def identity_loss(
 class IdentityConfig:
     "Identity classification, one classifier for both modalities."
     tau:float = 0.1 # temperature of the cosines
+    shared:bool = True # one classifier for both modalities; false: one each, which teaches two encoders side by side that know nothing of each other
     imprint:bool = False # start each identity's vector at the mean embedding of its first batch; for towers that know something already
 
-    def __post_init__(self): require(self.tau > 0, 'method identity', 'tau', self.tau, 'above 0')
+    def __post_init__(self):
+        require(self.tau > 0, 'method identity', 'tau', self.tau, 'above 0')
+        require(self.shared or not self.imprint, 'method identity', 'imprint', self.imprint, 'false when shared is false')
 
 class Identity(Method):
     "DIMNet-I (Wen et al. 2019) on the unit sphere: voices and faces classified by the same vectors."
@@ -50,8 +53,12 @@ class Identity(Method):
         if len(names) < 2: raise ConfigError(f'method identity: {len(names)} identity in the training videos; a classifier needs two or more')
         self.cfg = cfg
         self.weight = torch.nn.Parameter(F.normalize(torch.randn(len(names), model.cfg.dim), dim=1)) # (C, d)
+        if not cfg.shared: self.face_weight = torch.nn.Parameter(F.normalize(torch.randn(len(names), model.cfg.dim), dim=1))
         self.register_buffer('target', torch.from_numpy(target.astype(np.int64))) # (n,)
         self.register_buffer('met', torch.zeros(len(names), dtype=torch.bool)) # (C,) imprinted already
+
+    @property
+    def within(self): return not self.cfg.shared
 
     @torch.no_grad()
     def _imprint(self, z:Tensor, y:Tensor):
@@ -65,4 +72,4 @@ class Identity(Method):
     def objective(self, v, f, idx):
         y = self.target[idx]
         if self.cfg.imprint: self._imprint(v + f, y)
-        return identity_loss(v, self.weight, y, self.cfg.tau) + identity_loss(f, self.weight, y, self.cfg.tau), None
+        return identity_loss(v, self.weight, y, self.cfg.tau) + identity_loss(f, self.weight if self.cfg.shared else self.face_weight, y, self.cfg.tau), None
