@@ -89,6 +89,33 @@ for _corpus, _base, _numbers in (
         released=dict(data=dict(flip=False), model=dict(projection='none'), train=dict(weight_decay=1e-5))))):
     RECIPES |= {f'{k}-{_corpus}': v for k,v in _variants(RECIPES[_base], **_numbers).items()}
 
+# %% ../nbs/5_training/02_recipes.ipynb #2a7fcd17
+def _faa(
+    base:dict, # name, corpus, data, model
+    train:dict, # its numbers
+    method:dict, # fields of FAA
+    lifting:dict, # fields of Self-Lifting: how many clusters
+) -> tuple[dict, dict]: # FAA and Self-Lifting
+    "The two recipes of a corpus."
+    plain = dict(match=False, clusters='fixed', beta=50., eps=None, **lifting)
+    return ({**base, 'name': 'FAA', 'method': dict(name='faa', **method), 'train': train}, {**base, 'name': 'Self-Lifting', 'method': dict(name='faa', **plain), 'train': train})
+
+_CACHED = dict(towers='features', projection='none')
+_FAA_TRAIN = dict(samples=832_500, batch_size=256, optimizer='adamw', lr=1e-4, lr_start=1e-4, lr_end=1e-4, warmup=0, weight_decay=.01, precision='bf16') # 50 epochs of 16,650
+_FAA_VOX = dict(corpus='voxceleb1', data=dict(seconds=5., size=112),
+                model=dict(towers='faa', dim=256, projection='none', voice_weights='speechbrain/spkrec-ecapa-voxceleb', face_weights='vggface2'))
+for _corpus, _made in {
+    'demo': _faa(dict(corpus='demo', data=dict(features='demo-features.npz'), model=dict(dim=128, voice_dim=128, face_dim=128, **_CACHED)),
+                 dict(samples=20_000, batch_size=128, optimizer='adamw', lr=1e-3, lr_start=1e-4, lr_end=1e-5, warmup=1_000, weight_decay=.01),
+                 dict(negatives='sampled', min_clusters=140, fusion=dict(dim=128, layers=4, heads=4, inner=256)), dict(n_clusters=280)),
+    'libri-lfw': _faa(dict(corpus='libri-lfw', data=dict(features='libri-lfw/features.npz'), model=dict(dim=256, **_CACHED)),
+                      dict(samples=6_400, batch_size=64, optimizer='adamw', lr=3e-4, lr_start=3e-5, lr_end=3e-6, warmup=320, weight_decay=.01),
+                      dict(negatives='sampled', min_clusters=70), dict(n_clusters=140)),
+    'voxceleb1': _faa(_FAA_VOX, _FAA_TRAIN, dict(min_clusters=500), dict(n_clusters=1000)),
+    'features-voxceleb1': _faa({**_FAA_VOX, 'data': dict(features='voxceleb1-features.npz'), 'model': dict(dim=256, **_CACHED)}, {**_FAA_TRAIN, 'precision': 'no'}, dict(min_clusters=500), dict(n_clusters=1000)),
+}.items(): RECIPES |= {f'faa-{_corpus}': _made[0], f'self-lifting-{_corpus}': _made[1]}
+RECIPES['encoders-demo'] = {**RECIPES['demo'], 'name': 'encoders', 'corpus': 'strangers', 'method': dict(name='identity', shared=False)}
+
 # %% ../nbs/5_training/02_recipes.ipynb #b0d12d56
 def parse_value(
     text:str, # as typed on a command line

@@ -16,11 +16,13 @@ import pandas as pd
 import torch
 from accelerate.state import AcceleratorState, PartialState
 
+from ..cache import make_features
 from ..core import ConfigError, RunError, RunFolder, Settings, VfassocError, from_dict, progress, read_json, require, to_dict, write_json
 from ..corpus.synthetic import SynthConfig, write_corpus
 from .protocols import ProtocolConfig
 from .runs import evaluate_run
-from ..recipes import Recipe, corpus_path, load_recipe, open_corpus, train, weights_hash
+from ..recipes import Recipe, corpus_path, load_recipe, open_corpus, run_path, train, weights_hash
+from ..sources import features_path
 
 # %% ../../nbs/6_evaluation/05_grid.ipynb #62807486
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Grid:
     changes:dict = field(default_factory=dict) # for all variants
     evaluate:dict = field(default_factory=dict) # fields of ProtocolConfig
     synth:dict = field(default_factory=dict) # fields of SynthConfig, if the corpus is to be drawn when it is not there
+    encoder:dict = field(default_factory=dict) # whose features the cells learn from, if they are to be made: run, recipe, changes, synth
 
     def __post_init__(self):
         require(len(self.variants) >= 1, 'grid', 'variants', self.variants, 'one or more')
@@ -39,6 +42,8 @@ class Grid:
         require(len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds), 'grid', 'seeds', self.seeds, 'one or more, all different')
         from_dict(ProtocolConfig, self.evaluate, 'grid: evaluate')
         if self.synth: from_dict(SynthConfig, self.synth, 'grid: synth')
+        if self.encoder:
+            require(set(self.encoder) <= {'run', 'recipe', 'changes', 'synth'} and {'run', 'recipe'} <= set(self.encoder), 'grid', 'encoder', sorted(self.encoder), 'run and recipe, and maybe changes and synth')
 
 def _slug(name:str) -> str: return re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
 
@@ -77,6 +82,16 @@ def cells(
 # %% ../../nbs/6_evaluation/05_grid.ipynb #250ad4b4
 _TABLE3 = {'CID': {'method.prototypes': False, 'method.recalibration': False}, '+ prototypes': {'method.recalibration': False}, '+ recalibration (CMPC)': {}}
 
+def _faa_rows(clusters:int) -> dict: # variants
+    "The six rows of FAA's Table 3, and what its claims need besides: other negatives, Self-Lifting."
+    fixed, alone = {'method.clusters': 'fixed', 'method.n_clusters': clusters}, {'method.match': False}
+    return {'contrastive': {'method.align': 'contrastive', **fixed, **alone}, 'contrastive, fused': {'method.align': 'contrastive', **fixed, 'method.negatives': 'random'},
+            'multi-similarity': {**fixed, **alone}, 'multi-similarity, progressive': alone, 'multi-similarity, fused': {**fixed, 'method.negatives': 'random'},
+            'FAA': {'method.negatives': 'hardest'}, 'FAA, sampled negatives': {'method.negatives': 'sampled'}, 'FAA, random negatives': {'method.negatives': 'random'},
+            'Self-Lifting': {**fixed, **alone, 'method.beta': 50., 'method.eps': None}}
+
+_FAA_EVAL = dict(replicates=100, candidates=[2])
+
 GRIDS = {
     'ablation-cmpc': dict(recipe='cmpc-demo', changes={'train.trace': True}, variants={**_TABLE3, 'CMPC as released': {'recipe': 'cmpc-released-demo'}}),
     'ablation-libri-lfw': dict(recipe='cmpc-libri-lfw', changes={'train.trace': True}, variants={**_TABLE3, 'CMPC as released': {'recipe': 'cmpc-released-libri-lfw'}}),
@@ -90,6 +105,12 @@ GRIDS = {
                   **{f'{base}, {k} shot{"s"*(k > 1)}': {'recipe': 'low-shot-demo', 'start': f'@{start}', 'data.shots': k, 'train.samples': min(2_560, 1_280*k), 'train.warmup': 256}
                      for base, start, ks in (('CID', 'CID', [5]), ('CMPC', '+ recalibration (CMPC)', [1, 2, 5, 10])) for k in ks}},
         evaluate=dict(replicates=100, candidates=[2])),
+    'claims-faa': dict(recipe='faa-demo', synth=dict(identities=400), encoder=dict(run='demo', recipe='demo'), changes={'train.trace': True}, variants=_faa_rows(280), evaluate=_FAA_EVAL),
+    'claims-faa-strangers': dict(
+        recipe='faa-demo', synth=dict(identities=400), changes={'data.features': 'demo-strangers.npz', 'train.trace': True}, variants=_faa_rows(280), evaluate=_FAA_EVAL,
+        encoder=dict(run='encoders', recipe='encoders-demo', synth=dict(identities=400, train=.9, valid=.1, seed=1000))),
+    'ablation-faa-libri-lfw': dict(recipe='faa-libri-lfw', changes={'train.trace': True}, variants=_faa_rows(140), evaluate=_FAA_EVAL),
+    'ablation-faa-voxceleb1': dict(recipe='faa-features-voxceleb1', variants=_faa_rows(1000), seeds=[0, 1, 2]),
     'ablation-voxceleb1': dict(recipe='cmpc-voxceleb1', variants={**_TABLE3, 'CMPC as released': {'recipe': 'cmpc-released-voxceleb1'}}, changes={'train.trace': True}, seeds=[0, 1, 2]),
 }
 
@@ -147,6 +168,18 @@ def run_cell(
 # %% ../../nbs/6_evaluation/05_grid.ipynb #4b57bbbc
 OK = ('done', 'finished before')
 
+def _features(grid:Grid, plan:list[Cell], settings:Settings, say):
+    "Train the encoder of a grid, if it is not there, and cache the features its cells read, if they are not."
+    wanted = {(c.recipe.corpus, c.recipe.data.features) for c in plan if c.recipe.data.features}
+    if not (todo := sorted((c, f) for c, f in wanted if not features_path(f, settings).exists())): return
+    e = grid.encoder
+    recipe, path = load_recipe(e['recipe'], {'train.seed': settings.seed, **e.get('changes', {})}), run_path(e['run'], settings)
+    if e.get('synth'): write_corpus(corpus_path(recipe.corpus, settings), from_dict(SynthConfig, e['synth'], 'grid: encoder: synth'), settings.workers)
+    start = time.perf_counter()
+    if not train(recipe, path, settings).finished: raise KeyboardInterrupt
+    for corpus, file in todo: make_features(str(path), corpus, file, settings)
+    say(f'encoder {e["run"]}: features of {", ".join(c for c, _ in todo)} ({time.perf_counter() - start:.0f} s)')
+
 def run_grid(
     grid:Grid, # the comparison
     root:str|Path, # its folder
@@ -164,6 +197,7 @@ def run_grid(
         for corpus in dict.fromkeys(c.recipe.corpus for c in plan):
             write_corpus(corpus_path(corpus, settings), from_dict(SynthConfig, grid.synth, 'grid: synth'), settings.workers)
     for corpus in dict.fromkeys(c.recipe.corpus for c in plan): open_corpus(corpus, settings) # scanned once, not once in each cell
+    if grid.encoder: _features(grid, plan, settings, say)
     write_json(root/'grid.json', {**to_dict(grid), 'cells': [dict(variant=c.variant, seed=c.seed, path=str(c.path.relative_to(root))) for c in plan]})
     alone = Settings(**{**vars(settings), 'workers': 0})
     threads = 0 if jobs == 1 else max(1, cores//jobs)
