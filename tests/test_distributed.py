@@ -8,12 +8,16 @@ from safetensors.torch import load_file, save_file
 
 import toy
 from vfassoc.core import gather_rows, world
+from vfassoc.fusion import FusionConfig, FusionEncoder
 from vfassoc.losses.contrastive import cid_loss
+from vfassoc.methods.faa import match_rows
+from vfassoc.pairs import draws, hard_negatives
 from vfassoc.training import reduce_rows
 
 
 # CMPC at a low rate: rho of noise is almost the same for all videos, and its weights magnify the last digit of every step
-SLOW = {'cid': {}, 'cmpc': dict(method=toy.METHODS['cmpc'], lr=1e-4, lr_start=1e-4, lr_end=1e-4)}
+SLOW = {'cid': {}, 'cmpc': dict(method=toy.METHODS['cmpc'], lr=1e-4, lr_start=1e-4, lr_end=1e-4),
+        **{k: dict(method=toy.METHODS[k], validate=lambda method: .5, lr=1e-3) for k in ('faa', 'faa-hardest')}}
 
 
 def spawn(job, folder, port, n=2):
@@ -48,6 +52,30 @@ def job_gather(folder):
 
 def job_train(folder): toy.run(folder)
 def job_cmpc(folder): toy.run(folder, **SLOW['cmpc'])
+def job_faa(folder): toy.run(folder, **SLOW['faa'])
+def job_hardest(folder): toy.run(folder, **SLOW['faa-hardest'])
+
+
+def mined(how, rank=0, n=1):
+    "Loss and gradients of the matching part of FAA for this process's half of a fixed batch of 12, and what was mined."
+    g = torch.Generator().manual_seed(3)
+    v, f = torch.nn.functional.normalize(torch.randn(2, 12, 8, generator=g), dim=2)
+    y = torch.randint(0, 4, (12,), generator=g)
+    torch.manual_seed(1)
+    fusion = FusionEncoder(FusionConfig(dim=8, layers=2, heads=2, inner=16, dropout=0.))
+    mine = slice(rank*12//n, (rank + 1)*12//n)
+    a, b, label = v[mine].clone().requires_grad_(), f[mine].clone().requires_grad_(), y[mine]
+    u = draws(0, 7, 12, rank, n)
+    chosen = torch.stack([hard_negatives(x, label, gather_rows(z), gather_rows(label), how, u[k])[0] for k, (x, z) in enumerate(((a.detach(), b.detach()), (b.detach(), a.detach())))])
+    loss = reduce_rows(match_rows(fusion, a, b, label, how, u)[0])
+    loss.backward()
+    weight = fusion.head.weight.grad
+    return {'loss': loss.detach()[None], 'v': a.grad, 'f': b.grad, 'chosen': chosen, 'weight': weight}
+
+
+def job_mine(folder):
+    torch.distributed.init_process_group('gloo')
+    for how in ('hardest', 'sampled', 'random'): save_file({k: t.contiguous() for k, t in mined(how, *world()).items()}, f'{folder}/{how}{world()[0]}.safetensors')
 
 
 def test_gathered_loss_and_gradient_equal_one_process(tmp_path):
@@ -64,7 +92,18 @@ def test_gathered_loss_and_gradient_equal_one_process(tmp_path):
     for p in parts: torch.testing.assert_close(p['all'], v.detach())
 
 
-@pytest.mark.parametrize('job, method', [('train', 'cid'), ('cmpc', 'cmpc')])
+def test_two_processes_mine_the_negatives_of_one_and_give_them_the_same_gradient(tmp_path):
+    spawn('mine', tmp_path, port())
+    for how in ('hardest', 'sampled', 'random'):
+        one, parts = mined(how), [load_file(tmp_path/f'{how}{r}.safetensors') for r in range(2)]
+        assert torch.equal(torch.cat([p['chosen'] for p in parts], 1), one['chosen']), how
+        assert (one['chosen'][:, :6] >= 6).any() # some negatives come from the other process
+        torch.testing.assert_close(sum(p['loss'] for p in parts)/2, one['loss'])
+        torch.testing.assert_close(sum(p['weight'] for p in parts)/2, one['weight'])
+        for k in 'vf': torch.testing.assert_close(torch.cat([p[k] for p in parts])/2, one[k])
+
+
+@pytest.mark.parametrize('job, method', [('train', 'cid'), ('cmpc', 'cmpc'), ('faa', 'faa'), ('hardest', 'faa-hardest')])
 def test_two_processes_give_the_loss_curve_of_one(tmp_path, job, method):
     spawn(job, tmp_path/'two', port())
     model, _ = toy.run(tmp_path/'one', **SLOW[method])

@@ -12,6 +12,8 @@ from vfassoc.training import TrainConfig, fit, make_accelerator
 N, BATCH = 48, 8
 METHODS = {'cid': {'name': 'cid'}, # the warm-up of the others ends in the first epoch
            'cmpc': {'name': 'cmpc', 'ks': (4, 9), 'warmup': 30, 'tau': .1},
+           'faa': {'name': 'faa', 'patience': 1, 'min_clusters': 5, 'negatives': 'sampled', 'fusion': dict(dim=8, layers=2, heads=2, inner=16, dropout=0.)},
+           'faa-hardest': {'name': 'faa', 'clusters': 'fixed', 'n_clusters': 12, 'fusion': dict(dim=8, layers=2, heads=2, inner=16, dropout=0.)},
            'cmpc-released': {'name': 'cmpc-released', 'ks': (4, 9), 'warmup': 30, 'every': 4, 'tau': .1}}
 
 
@@ -26,7 +28,20 @@ def batches(epoch, start, before=lambda step: None, rank=0, n=1):
 
 def build(dim=8, projection='shared', method={'name': 'cid'}):
     seed_everything(0)
-    return build_method(method, VoiceFaceModel(ModelConfig(dim=dim, projection=projection)), N)
+    made = build_method(method, VoiceFaceModel(ModelConfig(dim=dim, projection=projection)), N)
+    made.pooled = lambda: pooled(made.model)
+    return made
+
+
+@torch.no_grad()
+def pooled(model):
+    "Vectors of all videos, for methods that cluster them (eq. (1) of FAA, one clip and one face each)."
+    voice, face, idx = (torch.cat(c) for c in zip(*batches(0, 0)))
+    training = model.training
+    model.eval()
+    z = torch.cat([model.encode_face(face), model.encode_voice(voice)], 1)[idx.argsort()]
+    model.train(training)
+    return z
 
 
 class Dropping(torch.nn.Module):

@@ -959,6 +959,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'vfassoc/reports/differences.py'),
                                              'vfassoc.reports.differences.paired_differences': ( '7_reports/differences.html#paired_differences',
                                                                                                  'vfassoc/reports/differences.py'),
+                                             'vfassoc.reports.differences.pairs_of': ( '7_reports/differences.html#pairs_of',
+                                                                                       'vfassoc/reports/differences.py'),
                                              'vfassoc.reports.differences.verdict': ( '7_reports/differences.html#verdict',
                                                                                       'vfassoc/reports/differences.py')},
             'vfassoc.reports.plots': { 'vfassoc.reports.plots._ax': ('7_reports/plots.html#_ax', 'vfassoc/reports/plots.py'),

@@ -142,7 +142,7 @@ def parser():
     q.add_argument('--scheduler', default='', metavar='ADDRESS', help='of a Dask scheduler, for several machines that share a disk')
     q.add_argument('--set', **many, help='a field of the grid, e.g. seeds=[0,1], changes.train.samples=5000; may be repeated')
     q = add(report, 'run a report notebook: an executed notebook and an HTML page that opens without a network')
-    q.add_argument('name', help='train, evaluate, ablation_cmpc, claims_cmpc, rho_histogram, tsne, or the path of a notebook')
+    q.add_argument('name', help='train, evaluate, compare, ablation_cmpc, claims_cmpc, ablation_faa, claims_faa, rho_histogram, tsne, or the path of a notebook')
     q.add_argument('--run', action='append', help='a run to report on; may be repeated')
     q.add_argument('--grid', help='a grid to report on, for the reports that read one')
     q.add_argument('-p', '--parameter', **many, help="a parameter of the report; may be repeated")

@@ -99,8 +99,8 @@ class VoiceFaceModel(nn.Module):
         super().__init__()
         self.cfg, self.log_mel = cfg, LogMel() if cfg.towers in ('small', 'resnet34') else None
         if cfg.towers == 'faa':
-            face = inception_resnet_v1(face_weights(cfg.face_weights) if cfg.face_weights else '')
-            self.voice, self.face = Projected(ecapa_tdnn(cfg.voice_weights), 192, cfg.dim), Projected(face, 512, cfg.dim)
+            self.voice = Projected(ecapa_tdnn(cfg.voice_weights), 192, cfg.dim)
+            self.face = Projected(inception_resnet_v1(face_weights(cfg.face_weights) if cfg.face_weights else ''), 512, cfg.dim)
         elif cfg.towers == 'features': self.voice, self.face = (Projected(nn.Identity(), n, cfg.dim) for n in (cfg.voice_dim, cfg.face_dim))
         elif cfg.towers == 'resnet34': self.voice, self.face = resnet34_tower(1), resnet34_tower(3)
         else: self.voice, self.face = small_tower(1, cfg.dim, (4, 1), (2, 4)), small_tower(3, cfg.dim, (4, 4))

@@ -91,7 +91,7 @@ def evaluate_fused(
     "Score all lists by the fusion encoder, by the cosine, and the galleries by shortlists. Raises as `evaluate`."
     fused, cosine = FusedScorer(fusion, emb, quiet=quiet), CosineScorer(emb)
     lists = draw_lists(emb.voices, emb.faces, cfg)
-    run = lambda scorer, some, ceiling=None: evaluate(scorer, emb.voices, emb.faces, cfg, ceiling, trained_on, some, quiet)
+    run = lambda scorer, some, ceiling=None: evaluate(scorer, emb.voices, emb.faces, cfg, ceiling, trained_on, some, quiet or len(some) == 1)
     main = run(fused, lists, oracle)
     scores = [{**s, 'by': MAIN} for s in main.scores] + [{**s, 'by': 'cosine'} for s in run(cosine, lists).scores]
     for k in cfg.shortlists:

@@ -109,6 +109,8 @@ GRIDS = {
     'claims-faa-strangers': dict(
         recipe='faa-demo', synth=dict(identities=400), changes={'data.features': 'demo-strangers.npz', 'train.trace': True}, variants=_faa_rows(280), evaluate=_FAA_EVAL,
         encoder=dict(run='encoders', recipe='encoders-demo', synth=dict(identities=400, train=.9, valid=.1, seed=1000))),
+    'compare': dict(recipe='demo', synth=dict(identities=400), encoder=dict(run='demo', recipe='demo'),
+                    variants={'CID': {}, 'CMPC': {'recipe': 'cmpc-demo'}, 'Self-Lifting': {'recipe': 'self-lifting-demo'}, 'FAA': {'recipe': 'faa-demo'}}),
     'ablation-faa-libri-lfw': dict(recipe='faa-libri-lfw', changes={'train.trace': True}, variants=_faa_rows(140), evaluate=_FAA_EVAL),
     'ablation-faa-voxceleb1': dict(recipe='faa-features-voxceleb1', variants=_faa_rows(1000), seeds=[0, 1, 2]),
     'ablation-voxceleb1': dict(recipe='cmpc-voxceleb1', variants={**_TABLE3, 'CMPC as released': {'recipe': 'cmpc-released-voxceleb1'}}, changes={'train.trace': True}, seeds=[0, 1, 2]),

@@ -107,12 +107,14 @@ class FAA(Method):
         cfg, y, (rank, size) = self.cfg, self.label[idx], world()
         if cfg.align == 'contrastive': loss = label_contrast(v, f, y, cfg.margin)
         else: loss = multi_similarity_loss(v, f, y, alpha=cfg.alpha, beta=cfg.beta, lam=cfg.lam, eps=cfg.eps)
-        self.sums += torch.stack([loss.detach().mean(), *self.sums.new_tensor([0, 1, 0])])
+        align, match, alone = loss, loss.new_zeros(1), loss.new_zeros(1)
         if self.fused:
             u = None if cfg.negatives == 'hardest' else draws(cfg.seed, self.batches, len(v)*size, rank, size).to(v.device)
             match, has = match_rows(self.fusion, v, f, y, cfg.negatives, u, cfg.temperature)
-            loss = cfg.delta*loss + (1 - cfg.delta)*match
-            self.sums += torch.stack([self.sums.new_zeros(()), match.detach().mean(), self.sums.new_zeros(()), (~has).sum().to(self.sums.dtype)])
+            loss, alone = cfg.delta*align + (1 - cfg.delta)*match, ~has
+        seen = torch.stack([align.detach().mean()/size, match.detach().mean()/size, loss.new_tensor(1/size), alone.sum().to(loss.dtype)]).to(self.sums.dtype)
+        if size > 1: torch.distributed.all_reduce(seen)
+        self.sums += seen
         self.batches += 1
         return loss, None
 

@@ -1,0 +1,195 @@
+"FAA from features to reports at tiny scale, on the given real features, and what must be refused."
+import json, os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from bs4 import BeautifulSoup
+
+from checkout import ROOT
+from tiny_grid import PROTOCOL, SYNTH, here, ini
+from vfassoc.cli import main
+from vfassoc.core import CorpusError, RunError, Settings, read_json
+from vfassoc.corpus.features import load_features
+from vfassoc.evaluation.grid import GRIDS, Grid, load_grid, run_grid
+from vfassoc.evaluation.protocols import load_embeddings
+from vfassoc.core import RunFolder
+from vfassoc.fusion import score_all
+from vfassoc.methods.faa import FAA
+from vfassoc.recipes import corpus_path, load_fusion, load_recipe, train
+from vfassoc.evaluation.runs import evaluate_run
+from vfassoc.reports import tables
+from vfassoc.reports.runner import run_report
+from vfassoc.reports.traces import read_traces
+
+FUSION = dict(dim=8, layers=2, heads=2, inner=16)
+CHANGES = {'corpus': 'tiny', 'data.features': 'tiny.npz', 'model.dim': 8, 'model.voice_dim': 8, 'model.face_dim': 8, 'method.fusion': FUSION, 'method.min_clusters': 6, 'method.patience': 1,
+           'train.samples': 108, 'train.batch_size': 12, 'train.warmup': 12, 'train.trace': True}
+ENCODER = dict(run='enc', recipe='encoders-demo', changes={'corpus': 'strangers', 'data.seconds': 1., 'data.size': 32, 'model.dim': 8, 'train.samples': 48, 'train.batch_size': 8, 'train.warmup': 8},
+               synth={**SYNTH, 'seed': 7})
+PROTOCOL = {**PROTOCOL, 'shortlists': [2, 5]}
+
+
+def small(name='claims-faa', seeds=(0, 1), **changes):
+    rows = {v: {k: 12 if k == 'method.n_clusters' else x for k, x in c.items()} for v, c in GRIDS[name]['variants'].items()}
+    return Grid('faa-demo', rows, seeds, {**CHANGES, **changes}, PROTOCOL, SYNTH, ENCODER)
+
+
+@pytest.fixture(scope='module')
+def grid(tmp_path_factory):
+    d = tmp_path_factory.mktemp('faa')
+    ini(d)
+    t = run_grid(small(), d/'runs'/'g', here(d), jobs=2, say=lambda line: None)
+    assert set(t.result) == {'done'}, t.result.tolist()
+    return d
+
+
+@pytest.fixture(autouse=True)
+def settings(grid, monkeypatch): monkeypatch.setenv('VFASSOC_SETTINGS', str(grid/'settings.ini'))
+
+
+def page(name, folder, **parameters):
+    _, html = run_report(ROOT/'nbs'/'reports'/f'{name}.ipynb', folder/name, {**parameters, 'figures': folder/'figures'}, quiet=True)
+    soup = BeautifulSoup(html.read_text(), 'html.parser')
+    return ' '.join(soup.get_text(' ').split()), {p.name for p in (folder/'figures').iterdir()}
+
+
+def scores(grid, *variants): return tables.read_scores([grid/'runs/g'/v/f'seed{s}' for v in variants for s in (0, 1)])
+
+
+def test_ablation(grid, tmp_path):
+    text, figures = page('ablation_faa', tmp_path, grid=str(grid/'runs/g'))
+    mean = scores(grid, 'faa').query('method == "FAA, cosine" and metric == "auc" and stratum == "G"').value.mean()
+    assert f'{100*mean:.1f}' in text and 'FAA, cosine (2 seeds)' in text and 'FAA, shortlist 2 (2 seeds)' not in text
+    assert figures == {'differences.png', 'training.png'} and 'encoders (enc' in text
+
+
+def test_claims(grid, tmp_path):
+    text, figures = page('claims_faa', tmp_path, grid=str(grid/'runs/g'))
+    assert figures == {f'claim-{k}.png' for k in range(1, 6)} | {'pseudo-labels.png', 'negatives.png'}
+    s = scores(grid, 'faa-sampled-negatives').query('metric == "map" and direction == "v2f"').pivot_table('value', 'seed', 'method')
+    d = (s['FAA, sampled negatives'] - s['FAA, sampled negatives, shortlist 2']).mean()
+    assert f'FAA, sampled negatives − FAA, sampled negatives, shortlist 2: {100*d:+.2f} points' in text
+    assert 'FAA − FAA, random negatives' in text and 'multi-similarity − contrastive' in text
+
+
+def test_compare(grid, tmp_path):
+    text, figures = page('compare', tmp_path, grid=str(grid/'runs/g'), baseline='multi-similarity')
+    took = read_json(grid/'runs/enc/provenance.json')['train_seconds']
+    assert figures == {'compare.png'} and 'its encoder, before (s)' in text and f'{round(took):.1f}' in text
+
+
+def test_the_fused_scores_in_the_run_folder_are_those_of_the_encoder(grid):
+    path = grid/'runs/g/faa/seed0'
+    emb, fusion = load_embeddings(RunFolder(path)), load_fusion(path)
+    every = score_all(fusion, torch.from_numpy(emb.voice), torch.from_numpy(emb.face), quiet=True)
+    trials = pd.read_parquet(path/'trials.parquet')
+    assert np.allclose(1/(1 + np.exp(-trials.score)), every[trials.voice, trials.face], atol=1e-5)
+    assert load_fusion(grid/'runs/g/multi-similarity/seed0') is None
+    by = pd.DataFrame(read_json(path/'metrics.json')['scores'])
+    assert set(by.by) == {'fused', 'cosine', 'shortlist 2', 'shortlist 5'}
+
+
+def test_the_schedule_is_in_the_traces(grid):
+    t = read_traces(grid/'runs/g/multi-similarity-progressive/seed0')
+    history = pd.read_csv(grid/'runs/g/multi-similarity-progressive/seed0/history.csv')
+    assert [len(x['label'].unique()) for x in t.values()] == history.clusters.tolist() and history.clusters.iloc[0] == 36
+    fixed = read_traces(grid/'runs/g/self-lifting/seed0')
+    assert {len(x['label'].unique()) for x in fixed.values()} == {12}
+
+
+def test_the_grid_makes_its_features_once_and_notices_strangers(grid):
+    f = load_features(grid/'data/tiny.npz')
+    assert f.about['encoder'].startswith('encoders (enc') and all('/' in i for i in f.about['identities'])
+    before = (grid/'data/tiny.npz').stat().st_mtime_ns
+    t = run_grid(small(), grid/'runs'/'g', here(grid), jobs=2, say=lambda line: None)
+    assert set(t.result) == {'finished before'} and (grid/'data/tiny.npz').stat().st_mtime_ns == before
+
+
+def test_commands(grid, capsys):
+    assert main(['features', 'enc', '--corpus', 'tiny', '-o', 'again.npz']) == 0
+    assert np.allclose(load_features(grid/'data/again.npz').face, load_features(grid/'data/tiny.npz').face)
+    assert main(['features', 'enc', '--corpus', 'tiny', '-o', 'again.npz']) == 2 and 'exists; delete it' in capsys.readouterr().err
+    assert main(['features', 'faa', '--corpus', 'tiny', '-o', 'x.npz', '--set', 'voice_weights=none.ckpt', '--set', 'face_weights=vggface2']) == 2
+    err = capsys.readouterr().err
+    assert 'none.ckpt: no such weights; a path, or speechbrain/spkrec-ecapa-voxceleb' in err and err.count('\n') == 1 and not (grid/'data/x.npz').exists()
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(voice_dim=192), 'voice vectors have 8 numbers, model.voice_dim = 192; set it to 8'),
+    (dict(features='gone.npz'), 'no such file of features; make it with `vfassoc features`'),
+    (dict(corpus='strangers'), 'made from another corpus than'),
+    (dict(nan=True), 'is not finite (and maybe more); embed the corpus again'),
+    (dict(missing=True), 'no vector for 3 of the'),
+    (dict(min_clusters=1), 'min_clusters = 1; allowed: 2 or more: one cluster has no negative'),
+    (dict(n_clusters=999), 'n_clusters = 999 on 36 training videos; C can be at most 36'),
+])
+def test_bad_features_and_clusters_are_one_line_and_leave_no_run(grid, tmp_path, capsys, change, words):
+    file, z = grid/'data/tiny.npz', dict(np.load(grid/'data/tiny.npz'))
+    args = ['train', 'faa-demo', '--run', str(tmp_path/'run'), *(x for k, v in CHANGES.items() if k not in ('corpus', 'data.features', 'model.voice_dim') for x in ('--set', f'{k}={json.dumps(v)}'))]
+    if 'nan' in change: z['face'] = z['face'].copy(); z['face'][3, 0] = np.nan
+    if 'missing' in change: z['face'], z['face_path'] = z['face'][3:], z['face_path'][3:]
+    if 'nan' in change or 'missing' in change: file = tmp_path/'bad.npz'; np.savez(file, **z)
+    args += ['--corpus', change.get('corpus', 'tiny'), '--set', f'data.features={change.get("features", file)}', '--set', f'model.voice_dim={change.get("voice_dim", 8)}']
+    if 'min_clusters' in change: args += ['--set', 'method.min_clusters=1']
+    if 'n_clusters' in change: args += ['--set', 'method.clusters=fixed', '--set', 'method.n_clusters=999']
+    assert main(args) == 2
+    err = capsys.readouterr().err
+    said = [line for line in err.split('\n') if line.startswith('vfassoc: ')]
+    assert len(said) == 1 and words in said[0] and 'Traceback' not in err
+    assert not (tmp_path/'run/checkpoints').exists()
+
+
+def test_a_batch_without_a_negative_is_said_and_does_not_stop(capsys):
+    import toy
+    m = toy.build(method={**toy.METHODS['faa-hardest'], 'n_clusters': 2})
+    m.label.zero_()
+    loss, _ = m(*next(iter(toy.batches(0, 0))))
+    assert loss.isfinite().all() and m.end_epoch(0, None)['no_negative'] == 16
+    assert '16 anchors were in batches without a single negative' in capsys.readouterr().err
+
+
+def test_what_a_collapsed_model_is_told():
+    import toy
+    m = toy.build(method=toy.METHODS['faa-hardest'])
+    m.pooled = lambda: torch.ones(toy.N, 16)
+    with pytest.raises(RunError, match='all 48 videos fall into one cluster'): m.start_epoch(0)
+    m.pooled = None
+    with pytest.raises(RunError, match='nothing to cluster; set `pooled`'): m.start_epoch(0)
+    assert isinstance(m, FAA)
+
+
+def test_end_to_end_from_the_media(grid, tmp_path):
+    "The same method on towers that read media, small ones here: pooling embeds the training set by files."
+    recipe = load_recipe('faa-demo', {**CHANGES, 'data.features': '', 'data.seconds': 1., 'data.size': 32, 'model.towers': 'small', 'method.clusters': 'fixed', 'method.n_clusters': 12, 'train.samples': 36})
+    assert train(recipe, tmp_path/'run', here(grid), quiet=True).finished
+    t = evaluate_run(tmp_path/'run', here(grid), PROTOCOL).table
+    assert set(t.by) == {'fused', 'cosine', 'shortlist 2', 'shortlist 5'} and len(read_traces(tmp_path/'run')[1]['label'].unique()) == 12
+
+
+def test_recipes_and_grids_are_complete():
+    for corpus in ('demo', 'libri-lfw', 'voxceleb1', 'features-voxceleb1'):
+        faa, lifting = load_recipe(f'faa-{corpus}'), load_recipe(f'self-lifting-{corpus}')
+        assert (lifting.method['match'], lifting.method['beta'], lifting.method['eps'], lifting.method['clusters']) == (False, 50., None, 'fixed')
+        assert faa.data == lifting.data and faa.train == lifting.train
+    paper = load_recipe('faa-voxceleb1')
+    assert (paper.train.batch_size, paper.train.lr, paper.train.weight_decay, paper.train.optimizer, paper.train.samples//16650) == (256, 1e-4, .01, 'adamw', 50)
+    assert (paper.model.dim, paper.data.size, load_recipe('self-lifting-voxceleb1').method['n_clusters']) == (256, 112, 1000)
+    for name in GRIDS: assert load_grid(name).variants
+
+
+def test_real_features(tmp_path):
+    "libri-lfw's pretrained features: FAA learns sex and nothing else, whichever way it is scored."
+    shared = Path(os.environ.get('VFASSOC_SHARED') or '.')
+    if not (shared/'corpora/libri-lfw/features.npz').is_file(): pytest.skip('set VFASSOC_SHARED to the folder that holds corpora/libri-lfw')
+    s = Settings(data=tmp_path/'data', runs=tmp_path/'runs', device='cpu', workers=0)
+    corpus = shared/'corpora/libri-lfw'
+    recipe = load_recipe('faa-libri-lfw', {'corpus': str(corpus), 'data.features': str(corpus/'features.npz'), 'train.samples': 2560, 'method.fusion': dict(layers=2, inner=256)})
+    assert train(recipe, tmp_path/'run', s, quiet=True).finished
+    t = evaluate_run(tmp_path/'run', s, dict(replicates=200, candidates=[2])).table
+    auc = t[t.metric == 'auc'].set_index(['by', 'stratum'])
+    for by in ('fused', 'cosine'):
+        assert auc.loc[(by, 'U'), 'value'] > .6
+        assert auc.loc[(by, 'G'), 'low'] < .5 < auc.loc[(by, 'G'), 'high'], by
