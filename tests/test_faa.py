@@ -7,18 +7,20 @@ import pandas as pd
 import pytest
 import torch
 from bs4 import BeautifulSoup
+from safetensors.torch import save_file
 
 from checkout import ROOT
 from tiny_grid import PROTOCOL, SYNTH, here, ini
 from vfassoc.cli import main
-from vfassoc.core import CorpusError, RunError, Settings, read_json
+from vfassoc.core import RunError, RunFolder, Settings, read_json
 from vfassoc.corpus.features import load_features
 from vfassoc.evaluation.grid import GRIDS, Grid, load_grid, run_grid
 from vfassoc.evaluation.protocols import load_embeddings
-from vfassoc.core import RunFolder
+from vfassoc.ecapa import Ecapa
 from vfassoc.fusion import score_all
+from vfassoc.inception import InceptionResnetV1
 from vfassoc.methods.faa import FAA
-from vfassoc.recipes import corpus_path, load_fusion, load_recipe, train
+from vfassoc.recipes import load_fusion, load_model, load_recipe, train
 from vfassoc.evaluation.runs import evaluate_run
 from vfassoc.reports import tables
 from vfassoc.reports.runner import run_report
@@ -167,6 +169,23 @@ def test_end_to_end_from_the_media(grid, tmp_path):
     assert train(recipe, tmp_path/'run', here(grid), quiet=True).finished
     t = evaluate_run(tmp_path/'run', here(grid), PROTOCOL).table
     assert set(t.by) == {'fused', 'cosine', 'shortlist 2', 'shortlist 5'} and len(read_traces(tmp_path/'run')[1]['label'].unique()) == 12
+
+
+def test_the_papers_encoders_end_to_end_from_weights_that_may_go_afterwards(grid, tmp_path):
+    voice, face = tmp_path/'embedding_model.ckpt', tmp_path/'face.safetensors'
+    torch.manual_seed(3)
+    torch.save(Ecapa().net.state_dict(), voice)
+    save_file({k: t.contiguous() for k, t in InceptionResnetV1().state_dict().items()}, face)
+    given = {**CHANGES, 'data.features': '', 'data.seconds': 1., 'data.size': 80, 'model.towers': 'faa', 'model.voice_weights': str(voice), 'model.face_weights': str(face),
+             'train.samples': 8, 'train.batch_size': 4, 'train.warmup': 4, 'train.lr': 1e-6, 'train.lr_start': 1e-6, 'train.lr_end': 1e-6}
+    recipe = load_recipe('faa-demo', {k: v for k, v in given.items() if k not in ('model.voice_dim', 'model.face_dim')})
+    assert train(recipe, tmp_path/'run', here(grid), quiet=True).finished
+    start = torch.load(voice, weights_only=True)
+    for p in (voice, face): p.unlink()
+    model, _, _ = load_model(tmp_path/'run')
+    assert torch.allclose(model.voice.encoder.net.fc.conv.weight, start['fc.conv.weight'], atol=1e-4) # it started from the file
+    assert set(evaluate_run(tmp_path/'run', here(grid), PROTOCOL).table.by) == {'fused', 'cosine', 'shortlist 2', 'shortlist 5'}
+    with pytest.raises(RunError, match='no such weights'): train(recipe, tmp_path/'again', here(grid), quiet=True)
 
 
 def test_recipes_and_grids_are_complete():

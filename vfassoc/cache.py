@@ -10,7 +10,6 @@ import hashlib, json
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from .core import ConfigError, RunError, Settings, progress, write_json
 from .corpus.features import save_features

@@ -1,6 +1,7 @@
 """The main job, end to end, on a corpus it draws itself. Plumbing, written by hand (not exported): every step is one call."""
 import time
 
+from vfassoc.cache import make_features
 from vfassoc.core import Settings
 from vfassoc.corpus.manifest import summary
 from vfassoc.corpus.synthetic import SynthConfig, write_corpus
@@ -8,9 +9,10 @@ from vfassoc.evaluation.runs import evaluate_run
 from vfassoc.recipes import load_recipe, open_corpus, train
 from vfassoc.reports.runner import find_report, run_report
 from vfassoc.reports.tables import as_text, paper_table, read_scores
+from vfassoc.sources import features_path
 
 CORPUS = SynthConfig(identities=400) # 280 people to learn from, 40 to choose the checkpoint by, 80 to be tested on
-RECIPES = ('demo', 'cmpc-demo') # trained one after another, each into runs/NAME
+RECIPES = ('demo', 'cmpc-demo', 'faa-demo') # trained one after another, each into runs/NAME; FAA on the features of the first
 
 
 def run_demo(settings:Settings):
@@ -25,6 +27,9 @@ def run_demo(settings:Settings):
     runs = [settings.runs/name for name in RECIPES]
     for name, run in zip(RECIPES, runs):
         recipe = load_recipe(name, {'train.seed': settings.seed})
+        if recipe.data.features and not (file := features_path(recipe.data.features, settings)).exists():
+            say(3, f'embedding the corpus with the towers of {runs[0]}, for {recipe.name} to start from')
+            make_features(str(runs[0]), recipe.corpus, file, settings)
         say(3, f'training {recipe.name} into {run}')
         result = train(recipe, run, settings)
         print(f'{result.reason}; best validation AUC {result.state.best:.3f} in epoch {result.state.best_epoch}')

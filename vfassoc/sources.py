@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from .core import ConfigError, CorpusError, Settings, require
+from .core import ConfigError, Settings, require
 from .corpus.dataset import GlobalBatches, MediaDataset, PairDataset, media_loader
 from .corpus.features import FeaturePairs, Features, load_features, media_features, pair_batches
 from .corpus.manifest import Manifest

@@ -9,7 +9,6 @@ __all__ = ['MAIN', 'FusedScorer', 'ShortlistScorer', 'evaluate_fused']
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 import torch
 
 from .metrics import ScoreError

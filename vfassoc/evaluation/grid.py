@@ -86,7 +86,7 @@ def _faa_rows(clusters:int) -> dict: # variants
     "The six rows of FAA's Table 3, and what its claims need besides: other negatives, Self-Lifting."
     fixed, alone = {'method.clusters': 'fixed', 'method.n_clusters': clusters}, {'method.match': False}
     return {'contrastive': {'method.align': 'contrastive', **fixed, **alone}, 'contrastive, fused': {'method.align': 'contrastive', **fixed, 'method.negatives': 'random'},
-            'multi-similarity': {**fixed, **alone}, 'multi-similarity, progressive': alone, 'multi-similarity, fused': {**fixed, 'method.negatives': 'random'},
+            'multi-similarity': {**fixed, **alone}, 'multi-similarity, progressive': alone, 'multi-similarity, progressive from 1 epoch': {**alone, 'method.patience': 1}, 'multi-similarity, fused': {**fixed, 'method.negatives': 'random'},
             'FAA': {'method.negatives': 'hardest'}, 'FAA, sampled negatives': {'method.negatives': 'sampled'}, 'FAA, random negatives': {'method.negatives': 'random'},
             'Self-Lifting': {**fixed, **alone, 'method.beta': 50., 'method.eps': None}}
 

@@ -9,7 +9,6 @@ __all__ = ['embed', 'ceiling', 'evaluate_run']
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..core import ConfigError, CorpusError, RunError, Settings, from_dict, open_run, progress, read_json, to_dict
 from ..corpus.manifest import Manifest
