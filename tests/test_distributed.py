@@ -1,5 +1,6 @@
 "Two processes over gloo, the same global batch: the same numbers as one process."
 import os, subprocess, sys
+from contextlib import contextmanager, nullcontext
 
 import pandas as pd
 import pytest
@@ -37,8 +38,15 @@ def port():
         return s.getsockname()[1]
 
 
-def job_gather(folder):
+@contextmanager
+def group():
+    "A process group that is taken down before its processes end: gloo's threads, still running then, abort them now and then."
     torch.distributed.init_process_group('gloo')
+    try: yield
+    finally: torch.distributed.destroy_process_group()
+
+
+def job_gather(folder):
     rank, n = world()
     g = torch.Generator().manual_seed(0)
     v, f = torch.nn.functional.normalize(torch.randn(2, 8, 4, generator=g), dim=2)
@@ -74,7 +82,6 @@ def mined(how, rank=0, n=1):
 
 
 def job_mine(folder):
-    torch.distributed.init_process_group('gloo')
     for how in ('hardest', 'sampled', 'random'): save_file({k: t.contiguous() for k, t in mined(how, *world()).items()}, f'{folder}/{how}{world()[0]}.safetensors')
 
 
@@ -116,4 +123,4 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path, job, method):
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    globals()[f'job_{sys.argv[1]}'](sys.argv[2])
+    with group() if sys.argv[1] in ('gather', 'mine') else nullcontext(): globals()[f'job_{sys.argv[1]}'](sys.argv[2])

@@ -109,7 +109,7 @@ for _corpus, _made in {
                  dict(samples=20_000, batch_size=128, optimizer='adamw', lr=1e-3, lr_start=1e-4, lr_end=1e-5, warmup=1_000, weight_decay=.01),
                  dict(negatives='sampled', min_clusters=140, fusion=dict(dim=128, layers=4, heads=4, inner=256)), dict(n_clusters=280)),
     'libri-lfw': _faa(dict(corpus='libri-lfw', data=dict(features='libri-lfw/features.npz'), model=dict(dim=256, **_CACHED)),
-                      dict(samples=6_400, batch_size=64, optimizer='adamw', lr=3e-4, lr_start=3e-5, lr_end=3e-6, warmup=320, weight_decay=.01),
+                      dict(samples=6_400, batch_size=64, optimizer='adamw', lr=1e-3, lr_start=1e-4, lr_end=1e-5, warmup=320, weight_decay=10.), # 140 people, 704 numbers
                       dict(negatives='sampled', min_clusters=70), dict(n_clusters=140)),
     'voxceleb1': _faa(_FAA_VOX, _FAA_TRAIN, dict(min_clusters=500), dict(n_clusters=1000)),
     'features-voxceleb1': _faa({**_FAA_VOX, 'data': dict(features='voxceleb1-features.npz'), 'model': dict(dim=256, **_CACHED)}, {**_FAA_TRAIN, 'precision': 'no'}, dict(min_clusters=500), dict(n_clusters=1000)),
