@@ -12,12 +12,12 @@ from checkout import ROOT, modules, notebooks
 # room of each module, from the ground up; a module that is not here has no place in the house yet
 ROOMS = {
     '0_ground': 'core',
-    '1_corpus': 'corpus.tree corpus.manifest corpus.voicebox corpus.sitter corpus.facebox corpus.planted corpus.synthetic corpus.voxceleb corpus.ingest corpus.audio corpus.face corpus.dataset corpus.features',
+    '1_corpus': 'corpus.tree corpus.manifest corpus.voicebox corpus.sitter corpus.facebox corpus.planted corpus.synthetic corpus.voxceleb corpus.ingest corpus.audio corpus.face corpus.packed corpus.dataset corpus.features',
     '2_representation': 'encoders inception ecapa memory clustering',
     '3_objectives': 'losses.contrastive losses.prototype losses.recalibration losses.released losses.multisimilarity losses.baselines',
     '4_methods': 'fusion methods.base methods.cmpc methods.older methods.identity pairs methods.faa methods.catalog methods.released_code',
     '5_training': 'sources recipes training cache',
-    '6_evaluation': 'evaluation.metrics evaluation.trials evaluation.protocols evaluation.fused evaluation.runs evaluation.grid',
+    '6_evaluation': 'evaluation.metrics evaluation.trials evaluation.protocols evaluation.fused evaluation.lists evaluation.runs evaluation.listed evaluation.grid',
     '7_reports': 'reports.tables reports.plots reports.runner reports.traces reports.tsne reports.differences',
     '8_commands': 'demo cli __main__',
 }

@@ -47,6 +47,43 @@ def prepare(a, s):
     print(odd.to_string(index=False) if len(odd) else 'every file is usable as it is')
 
 
+def pack(a, s):
+    from vfassoc.core import from_dict
+    from vfassoc.corpus.packed import PackConfig
+    from vfassoc.corpus.packed import pack as run
+    from vfassoc.recipes import corpus_path, open_corpus
+    cfg = from_dict(PackConfig, changes(a.set, 'pack'), 'pack')
+    print(run(open_corpus(a.corpus, s), corpus_path(a.output, s), cfg, s.workers))
+
+
+def lists(a, s):
+    from vfassoc.evaluation.lists import list_table, read_lists, resolve_lists
+    from vfassoc.evaluation.listed import baseline_run, corpus_lists, listed_media
+    from vfassoc.recipes import open_corpus, run_path
+    if bool(a.corpus) == bool(a.meta): raise ConfigError('lists: give either --corpus NAME, or --meta vox1_meta.csv for the lists alone')
+    if a.baseline:
+        if not a.meta: raise ConfigError('lists: --baseline needs --meta vox1_meta.csv')
+        path = run_path(a.run or f'{a.baseline}-vectors', s)
+        baseline_run(a.baseline, path, a.folder, a.meta, changes(a.set, 'lists'), seed=s.seed, strict=a.strict)
+        return print(path)
+    if a.run or a.set: raise ConfigError('lists: --run and --set belong to --baseline')
+    if a.corpus: account = corpus_lists(a.folder, open_corpus(a.corpus, s), a.strict)[-1]
+    else:
+        named, other = read_lists(a.folder)
+        tables = listed_media(named, a.meta)
+        account = list_table(resolve_lists(named, *tables, identity_names(a.meta), a.strict), *tables)
+        if other: print(f'no lists: {", ".join(other)}\n')
+    print(account.drop(columns=['left_out', 'remarks']).to_string(index=False, na_rep='-'))
+    print('\n' + '\n'.join(f'{r.list}: {x}' for r in account.itertuples() for x in (r.left_out, r.remarks) if x))
+    print(f'{account.used.sum():,} of {account.lines.sum():,} lines are used')
+
+
+def identity_names(meta):
+    from vfassoc.corpus.tree import read_metadata
+    d = read_metadata(meta)
+    return dict(zip(d['name'], d.index))
+
+
 def features(a, s):
     from vfassoc.cache import make_features
     print(make_features(a.encoder, a.corpus, a.output, s, **changes(a.set, 'features')))
@@ -71,8 +108,13 @@ def evaluate(a, s):
     from vfassoc.reports.tables import as_text, paper_table, read_scores
     c = changes(a.set, 'evaluate')
     paths = [run_path(r, s) for r in a.run]
-    for p in paths: evaluate_run(p, s, c)
-    print(as_text(paper_table(read_scores(paths))))
+    if a.lists:
+        from vfassoc.evaluation.listed import evaluate_on_lists
+        for p in paths: evaluate_on_lists(p, a.lists, s, c, a.corpus or '', a.strict)
+    elif a.strict: raise ConfigError('evaluate: --strict belongs to --lists')
+    else:
+        for p in paths: evaluate_run(p, s, c, corpus=a.corpus or '')
+    print(as_text(paper_table(read_scores(paths, 'lists' if a.lists else 'metrics'))))
 
 
 def grid(a, s):
@@ -121,6 +163,10 @@ def parser():
     q = add(prepare, 'scan a corpus: check every file, count, split, and keep the manifest')
     q.add_argument('corpus', help='name under `data`, or a path: a folder in the VoxCeleb1 tree')
     q.add_argument('--check', choices=('quick', 'full'), default='quick', help='quick reads headers and ends of files; full decodes everything')
+    q = add(pack, 'copy the usable media of a corpus into few large files, which are read faster')
+    q.add_argument('corpus', help='name under `data`, or a path: a tree')
+    q.add_argument('-o', '--output', required=True, metavar='NAME', help='name under `data`, or a path; train on it with --corpus NAME')
+    q.add_argument('--set', **many, help='pixels=112 (decode faces now; 0 keeps their files), shard_mb=512; may be repeated')
     q = add(features, 'embed a corpus once into a file of features, to train on without encoders')
     q.add_argument('encoder', help="a run (name under `runs`, or a path), or `faa`: FAA's pretrained encoders")
     q.add_argument('--corpus', required=True, help='name under `data`, or a path')
@@ -135,6 +181,17 @@ def parser():
     q = add(evaluate, 'score runs on test identities: verification, matching, retrieval, with intervals')
     q.add_argument('run', nargs='+', help='name under `runs`, or a path')
     q.add_argument('--set', **many, help='a field of ProtocolConfig, e.g. seed=1, replicates=2000; may be repeated')
+    q.add_argument('--corpus', help="instead of the run's own")
+    q.add_argument('--lists', metavar='FOLDER', help='published lists (matching, verification, galleries) instead of drawn trials; into lists.json')
+    q.add_argument('--strict', action='store_true', help='with --lists: a line that cannot be used is an error')
+    q = add(lists, 'read published lists and account for every line; or score drawn vectors on them')
+    q.add_argument('folder', help='with csv and txt files, or one of them')
+    q.add_argument('--corpus', help='name under `data`, or a path: which lines have their media there?')
+    q.add_argument('--meta', metavar='vox1_meta.csv', help='without a corpus: the metadata alone')
+    q.add_argument('--strict', action='store_true', help='a line that cannot be used is an error')
+    q.add_argument('--baseline', choices=('random', 'gender'), help='score vectors that know nothing, or gender and nothing else, as if all media were there')
+    q.add_argument('--run', help='with --baseline: name under `runs`, or a path (default: random-vectors, gender-vectors)')
+    q.add_argument('--set', **many, help='with --baseline: a field of ProtocolConfig, e.g. replicates=200; may be repeated')
     q = add(grid, 'variants times seeds: train and score what is not finished, several at once; the same command goes on')
     q.add_argument('grid', help='ablation-cmpc, ... (a wrong name lists all), or a JSON file')
     q.add_argument('--run', help='name under `runs`, or a path: a folder for all cells (default: the name of the grid)')
@@ -142,7 +199,7 @@ def parser():
     q.add_argument('--scheduler', default='', metavar='ADDRESS', help='of a Dask scheduler, for several machines that share a disk')
     q.add_argument('--set', **many, help='a field of the grid, e.g. seeds=[0,1], changes.train.samples=5000; may be repeated')
     q = add(report, 'run a report notebook: an executed notebook and an HTML page that opens without a network')
-    q.add_argument('name', help='train, evaluate, compare, ablation_cmpc, claims_cmpc, ablation_faa, claims_faa, rho_histogram, tsne, or the path of a notebook')
+    q.add_argument('name', help='train, evaluate, compare, voxceleb1, ablation_cmpc, claims_cmpc, ablation_faa, claims_faa, rho_histogram, tsne, or the path of a notebook')
     q.add_argument('--run', action='append', help='a run to report on; may be repeated')
     q.add_argument('--grid', help='a grid to report on, for the reports that read one')
     q.add_argument('-p', '--parameter', **many, help="a parameter of the report; may be repeated")

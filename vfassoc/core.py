@@ -251,6 +251,8 @@ class RunFolder:
     @property
     def metrics(self) -> Path: return self.path/'metrics.json'
     @property
+    def lists(self) -> Path: return self.path/'lists.json'
+    @property
     def checkpoints(self) -> Path: return self.path/'checkpoints'
     @property
     def traces(self) -> Path: return self.path/'traces'

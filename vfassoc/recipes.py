@@ -19,6 +19,7 @@ from .core import (ConfigError, CorpusError, RunError, RunFolder, Settings, from
                           write_json)
 from .corpus.dataset import GlobalBatches
 from .corpus.manifest import Manifest, assert_disjoint, load_or_scan
+from .corpus.packed import is_packed, load_pack
 from .encoders import ModelConfig, VoiceFaceModel
 from .fusion import FusionEncoder
 from .methods.base import Method
@@ -202,7 +203,7 @@ def open_corpus(
 ) -> Manifest:
     "The manifest of a corpus, from the cache or by a scan; its splits are disjoint in identities, or `CorpusError`."
     root = corpus_path(corpus, settings)
-    m = load_or_scan(root, settings.data/'.cache', settings.workers, check)
+    m = load_pack(root) if is_packed(root) else load_or_scan(root, settings.data/'.cache', settings.workers, check)
     assert_disjoint(m)
     return m
 

@@ -50,14 +50,14 @@ def _read(path:str|Path, size:int|None, rng) -> tuple[np.ndarray, int]: # (t,) m
         return x, f.samplerate
 
 def read_audio(
-    path:str|Path, # wav, flac or ogg of any rate, width and channel count
+    path:str|Path, # wav, flac or ogg of any rate, width and channel count (or an open file)
     seconds:float|None=None, # length of the crop; None: the whole clip
     rng:np.random.Generator|None=None, # draws the crop's place; None: the middle
 ) -> np.ndarray: # (t,) float32 waveform in [-1, 1], mono, 16 kHz; t = round(16000*seconds)
     "Read a clip or a crop of it; a clip shorter than `seconds` is repeated. Raises `CorpusError` naming the file."
     size = None if seconds is None else round(seconds*SAMPLE_RATE)
     try:
-        if _missing_bytes(path): raise CorpusError(f'{path}: shorter than its header says (truncated); {_AGAIN}')
+        if isinstance(path, (str, Path)) and _missing_bytes(path): raise CorpusError(f'{path}: shorter than its header says (truncated); {_AGAIN}')
         x, rate = _read(path, size, rng)
     except (OSError, soundfile.LibsndfileError) as e:
         raise CorpusError(f'{path}: cannot be read ({e}); {_AGAIN}') from None

@@ -10,15 +10,13 @@ from typing import Iterator, Literal
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from ..core import CorpusError, require, rng_for
-from .audio import read_audio
-from .face import read_face
 from .manifest import Manifest
+from .packed import open_media
 
 # %% ../../nbs/1_corpus/05_dataset.ipynb #0ae2d714
 def _empty(m:Manifest, what:str) -> str:
@@ -63,12 +61,10 @@ class PairDataset(_Rows):
         self.flip, self.videos = flip, manifest.videos(split)
         if not len(self.videos): raise CorpusError(_empty(manifest, f'complete video is in split {split}'))
         if shots: self.videos = few_videos(self.videos, shots, seed, f'corpus {manifest.root}, split {split}')
-        self._paths = pa.array(manifest.table.path) # one buffer, which forked workers share
+        self._files = open_media(manifest, manifest.table)
         self._voices, self._faces = [self.videos[c].tolist() for c in ('voices', 'faces')]
 
     def __len__(self) -> int: return len(self.videos)
-
-    def _path(self, row:int) -> str: return f'{self.root}/{self._paths[int(row)].as_py()}'
 
     def __getitem__(self,
         key:tuple[int, int]|int, # (epoch, row); a row alone means epoch 0
@@ -80,8 +76,8 @@ class PairDataset(_Rows):
         if self.augment:
             rng = rng_for(self.seed, 'item', epoch, row)
             a, b, flip = rng.integers(len(voices)), rng.integers(len(faces)), rng.random() < 0.5
-        voice = torch.from_numpy(read_audio(self._path(voices[a]), self.seconds, rng))
-        return voice, read_face(self._path(faces[b]), self.size, flip and self.flip), row
+        voice = torch.from_numpy(self._files.voice(voices[a], self.seconds, rng))
+        return voice, self._files.face(faces[b], self.size, flip and self.flip), row
 
 # %% ../../nbs/1_corpus/05_dataset.ipynb #605a5f2d
 class GlobalBatches(Sampler):
@@ -150,14 +146,13 @@ class MediaDataset(_Rows):
         self.media = manifest.media(modality, split)
         if not len(self.media): raise CorpusError(_empty(manifest, f'{modality} is in split {split}'))
         self.root, self.seconds, self.size, self.modality = str(manifest.root), seconds, size, modality
-        self._paths = pa.array(self.media.path)
+        self._files = open_media(manifest, self.media)
 
     def __len__(self) -> int: return len(self.media)
 
     def __getitem__(self, row:int) -> tuple[int, Tensor]: # row; voice (t,) float32 or face (3, size, size) uint8
-        path = f'{self.root}/{self._paths[int(row)].as_py()}'
-        if self.modality == 'face': return row, read_face(path, self.size)
-        return row, torch.from_numpy(read_audio(path, self.seconds))
+        if self.modality == 'face': return row, self._files.face(row, self.size)
+        return row, torch.from_numpy(self._files.voice(row, self.seconds))
 
 def media_loader(
     dataset:MediaDataset, # the files

@@ -30,7 +30,7 @@ def _why(e:Exception) -> str: # what a decoder raised, in words
     return 'not a JPEG or PNG image' if isinstance(e, UnidentifiedImageError) else str(e) or type(e).__name__
 
 def read_face(
-    path:str|Path, # a JPEG or PNG of any mode and size
+    path:str|Path, # a JPEG or PNG of any mode and size (or an open file)
     size:int=224, # side of the square it is resized to, pixels
     flip:bool=False, # mirror it
 ) -> Tensor: # (3, size, size) uint8 RGB, stored pixel by pixel (channels last)

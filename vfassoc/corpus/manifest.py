@@ -31,13 +31,21 @@ class Manifest:
     table:pd.DataFrame # path, modality, identity, name, video, gender, nationality, age, split, duration (s), frame
     report:dict # what was found, repaired and left out, with paths
     hash:str # sha256 of (path, bytes) of all usable files: the corpus's name in the provenance of every run
+    rows:np.ndarray|None = None # of a part made by `only`: which rows of the whole corpus's table it has
 
     @cached_property
     def _videos(self) -> tuple[np.ndarray, np.ndarray]: # (rows,) each row's video; (rows,) has it both modalities?
         video = self.table.groupby(['identity', 'video'], sort=False).ngroup().to_numpy()
         voice, n = (self.table.modality == 'voice').to_numpy(), video.max(initial=-1) + 1
         whole = (np.bincount(video[voice], minlength=n) > 0) & (np.bincount(video[~voice], minlength=n) > 0)
-        return video, whole[video]
+        return video, whole[video] | (self.rows is not None)
+
+    def only(self,
+        paths, # of files
+    ) -> 'Manifest': # in the old order; its videos need not have both modalities
+        "A part of the corpus: these files and no others."
+        rows = np.flatnonzero(self.table.path.isin(set(paths)).to_numpy())
+        return Manifest(self.root, self.table.iloc[rows].reset_index(drop=True), self.report, self.hash, rows if self.rows is None else self.rows[rows])
 
     def _rows(self, split:str|None) -> np.ndarray: # (n,) rows of the complete videos of a split
         if split is None: return np.flatnonzero(self._videos[1])

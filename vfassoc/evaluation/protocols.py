@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'Embeddings', 'save_embeddings', 'load_embeddings', 'Scorer', 'CosineScorer', 'AttributeScorer',
-           'OracleScorer', 'assert_unseen', 'ProtocolConfig', 'draw_lists', 'Result', 'evaluate', 'write_result']
+           'OracleScorer', 'assert_unseen', 'ProtocolConfig', 'draw_lists', 'Result', 'people_of', 'evaluate',
+           'write_result']
 
 # %% ../../nbs/6_evaluation/03_protocols.ipynb #71d14017
 from dataclasses import dataclass
@@ -321,6 +322,19 @@ class Result:
     @property
     def table(self) -> pd.DataFrame: return pd.DataFrame(self.scores)
 
+def people_of(
+    lists:list, # Verification, Matching, Retrieval
+    voices:pd.DataFrame, # the tables of their rows
+    faces:pd.DataFrame,
+) -> set: # identities
+    "Whose media a list names."
+    found = set()
+    for t in lists:
+        rows = (t.voice, t.face) if isinstance(t, Verification) else (t.probe, t.candidates[t.candidates >= 0] if isinstance(t, Matching) else t.gallery)
+        tables = (faces, voices) if getattr(t, 'direction', '') == 'f2v' else (voices, faces)
+        for table, r in zip(tables, rows): found.update(table.identity.iloc[np.unique(r)])
+    return found
+
 def evaluate(
     scorer:Scorer, # of rows of the two tables
     voices:pd.DataFrame, # media tables: path, identity, video, gender, nationality, age
@@ -328,11 +342,11 @@ def evaluate(
     cfg:ProtocolConfig=ProtocolConfig(), # what is measured
     oracle:Scorer|None=None, # whose scores are the ceiling; `given(stratum)` is asked for if it has one
     trained_on=None, # people of the checkpoint's record; None: not known
-    lists:list|None=None, # trials to score; None: those of `draw_lists`
+    lists:list|None=None, # trials to score; only their people are checked against `trained_on`. None: those of `draw_lists`, and everybody
     quiet:bool=False, # no progress bar
 ) -> Result:
     "Score all lists. `RunError`: somebody was trained on; `CorpusError`: unusable tables; `ScoreError`: unusable scores."
-    people = {*voices.identity, *faces.identity}
+    people = {*voices.identity, *faces.identity} if lists is None else people_of(lists, voices, faces)
     notes, scores, pairs = list(assert_unseen(people, trained_on, cfg.protocol)), [], []
     lists = draw_lists(voices, faces, cfg) if lists is None else lists
     for t in progress(lists, desc='evaluate', unit='list', disable=quiet):

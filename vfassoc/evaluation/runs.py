@@ -24,7 +24,7 @@ from ..sources import Source, encode_media
 def embed(
     model:VoiceFaceModel, # in eval mode: without projection
     source:Source, # the media, at the lengths and sizes the model was trained with, or their cached features
-    split:str, # 'test', 'valid', 'seen', 'train'
+    split:str|None, # 'test', 'valid', 'seen', 'train'; None: all
 ) -> Embeddings: # of every usable file of the split
     "All media of a split as unit vectors, on the model's device."
     if model.training: raise ConfigError('embed: the model is in training mode, where a projection follows the towers; call model.eval()')
