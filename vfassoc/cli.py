@@ -41,10 +41,20 @@ def synth(a, s):
 def prepare(a, s):
     from vfassoc.corpus.manifest import findings, summary
     from vfassoc.recipes import open_corpus
-    m = open_corpus(a.corpus, s, a.check)
+    m = open_corpus(a.corpus, s, a.check, a.shared)
     print(f'{m.root}\n\n{summary(m).to_string()}\n')
     odd = findings(m)
     print(odd.to_string(index=False) if len(odd) else 'every file is usable as it is')
+
+
+def voxceleb1(a, s):
+    from vfassoc.corpus.voxceleb import GUIDE, missing_media, read_index
+    from vfassoc.recipes import open_corpus
+    if not a.corpus: return print(GUIDE, end='')
+    if not a.index: raise ConfigError('voxceleb1: --corpus needs --index, a table of all utterances; `vfassoc voxceleb1` alone says where things come from')
+    t = missing_media(open_corpus(a.corpus, s), read_index(a.index))
+    print(t.to_string())
+    print('\nnothing is missing' if not t.missing.sum() else '\nVideos of two people count as missing if they are left out: `vfassoc prepare CORPUS --shared keep` keeps them.')
 
 
 def pack(a, s):
@@ -163,6 +173,10 @@ def parser():
     q = add(prepare, 'scan a corpus: check every file, count, split, and keep the manifest')
     q.add_argument('corpus', help='name under `data`, or a path: a folder in the VoxCeleb1 tree')
     q.add_argument('--check', choices=('quick', 'full'), default='quick', help='quick reads headers and ends of files; full decodes everything')
+    q.add_argument('--shared', choices=('exclude', 'keep'), help='what to do with videos that are under two identities; remembered (at first: exclude)')
+    q = add(voxceleb1, 'say where VoxCeleb1 comes from and where it goes, and what of it is missing')
+    q.add_argument('--corpus', help='name under `data`, or a path: compare it with the index')
+    q.add_argument('--index', metavar='FILE', help='utterances.tsv or .tsv.gz: identity, video, utterance, seconds, part')
     q = add(pack, 'copy the usable media of a corpus into few large files, which are read faster')
     q.add_argument('corpus', help='name under `data`, or a path: a tree')
     q.add_argument('-o', '--output', required=True, metavar='NAME', help='name under `data`, or a path; train on it with --corpus NAME')

@@ -200,10 +200,11 @@ def open_corpus(
     corpus:str, # a folder's name under `settings.data`, or a path
     settings:Settings, # data, workers
     check:str='quick', # how hard files are looked at when the corpus is scanned
+    shared:str|None=None, # keep or exclude videos that are under two identities; None: as last time, at first exclude
 ) -> Manifest:
     "The manifest of a corpus, from the cache or by a scan; its splits are disjoint in identities, or `CorpusError`."
     root = corpus_path(corpus, settings)
-    m = load_pack(root) if is_packed(root) else load_or_scan(root, settings.data/'.cache', settings.workers, check)
+    m = load_pack(root) if is_packed(root) else load_or_scan(root, settings.data/'.cache', settings.workers, check, shared)
     assert_disjoint(m)
     return m
 

@@ -6,7 +6,7 @@
 __all__ = ['Manifest', 'assert_disjoint', 'scan', 'findings', 'summary', 'save_manifest', 'load_manifest', 'load_or_scan']
 
 # %% ../../nbs/1_corpus/01b_manifest.ipynb #693ac97a
-import hashlib, json
+import hashlib, json, os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from joblib import Parallel, delayed
 from ..core import CorpusError, atomic_path, progress, require
 from .audio import probe_audio
 from .face import probe_face
-from .tree import FORM, MEDIA, SPLITS, Listing, few, list_media, nfc, read_metadata, read_splits
+from .tree import FORM, MEDIA, SPLITS, TOPS, Listing, few, list_media, nfc, read_metadata, read_splits
 
 # %% ../../nbs/1_corpus/01b_manifest.ipynb #04eb1ec4
 @dataclass(frozen=True, eq=False)
@@ -93,19 +93,37 @@ def assert_disjoint(
 
 # %% ../../nbs/1_corpus/01b_manifest.ipynb #08d4dd62
 _PAYS = 30 # chunks from which on other processes are worth their start
+_STEP = {'quick': 2500, 'full': 250} # files of a chunk
 
 def _probe(root:Path, files:list[tuple[str, str, int]], full:bool) -> list[tuple[float, str, tuple[str, ...]]]:
     probe = {'voice': probe_audio, 'face': probe_face}
     return [probe[m](f'{root}/{path}', full) if size else (0., 'empty file', ()) for m,path,size in files]
 
-def _probe_all(root:Path, files:pd.DataFrame, workers:int, full:bool, quiet:bool) -> pd.DataFrame:
-    "Add duration, reason ('': fit) and repairs to the listing."
-    todo, step = list(zip(files.modality, files.path, files.bytes)), 250 if full else 2500
+def _kept(journal:Path|None, step:int) -> dict[int, list]: # first file of a chunk -> what was found
+    "The chunks that an interrupted scan of the same files has done; a last line cut short is passed over."
+    done = {}
+    if journal is None or not journal.is_file(): return done
+    for line in journal.read_text(encoding='utf-8').splitlines():
+        try: at, size, part = json.loads(line)
+        except ValueError: continue
+        if size == step: done[at] = [(np.nan if s is None else s, why, tuple(r)) for s, why, r in part]
+    return done
+
+def _probe_all(root:Path, files:pd.DataFrame, workers:int, full:bool, quiet:bool, journal:Path|None=None) -> pd.DataFrame:
+    "Add duration, reason ('': fit) and repairs to the listing; what is done is kept in the journal, a line per chunk."
+    todo, step = list(zip(files.modality, files.path, files.bytes)), _STEP['full' if full else 'quick']
     chunks = [todo[i:i + step] for i in range(0, len(todo), step)]
-    run = Parallel(n_jobs=max(1, workers) if len(chunks) > _PAYS else 1, return_as='generator')
-    found = []
-    with progress(total=len(todo), desc=f'check {root.name}', unit='file', disable=quiet) as bar:
-        for part in run(delayed(_probe)(root, c, full) for c in chunks): found += part; bar.update(len(part))
+    done = _kept(journal, step)
+    left = [i for i in range(len(chunks)) if i*step not in done]
+    run = Parallel(n_jobs=max(1, workers) if len(left) > _PAYS else 1, return_as='generator')
+    if journal: journal.parent.mkdir(parents=True, exist_ok=True)
+    with progress(total=len(todo), initial=sum(map(len, done.values())), desc=f'check {root.name}', unit='file', disable=quiet) as bar, \
+         open(journal or os.devnull, 'a', encoding='utf-8') as out:
+        for i, part in zip(left, run(delayed(_probe)(root, chunks[i], full) for i in left)):
+            done[i*step] = part
+            out.write(json.dumps([i*step, step, [(s if s == s else None, why, r) for s, why, r in part]]) + '\n'); out.flush()
+            bar.update(len(part))
+    found = [x for i in range(len(chunks)) for x in done[i*step]]
     return files.assign(**dict(zip(('duration', 'reason', 'repairs'), zip(*found))))
 
 # %% ../../nbs/1_corpus/01b_manifest.ipynb #d9725396
@@ -138,11 +156,16 @@ def _paths_by(files:pd.DataFrame, column:str) -> dict[str, list[str]]: # reason 
     found = files.explode(column).dropna(subset=column)
     return {why: sorted(paths) for why,paths in found[found[column] != ''].groupby(column).path}
 
-def _build(root:Path, listing:Listing, workers:int, check:str, shared:str, quiet:bool) -> Manifest:
+def _odd_names(paths:pd.Series) -> list[str]:
+    "Faces whose file names are not built like most of them (0000025.jpg, frame_12.jpg): two schemes at once may give two frames one number."
+    form = paths.str.rsplit('/', n=1).str[-1].str.replace(r'\d', '9', regex=True)
+    return sorted(paths[form.str.rsplit('.', n=1).str[0] != form.str.rsplit('.', n=1).str[0].mode()[0]]) if len(paths) else []
+
+def _build(root:Path, listing:Listing, workers:int, check:str, shared:str, quiet:bool, journal:Path|None=None) -> Manifest:
     require(check in ('quick', 'full'), 'manifest', 'check', check, 'quick, full')
     require(shared in ('exclude', 'keep'), 'manifest', 'shared', shared, 'exclude, keep')
     files, loose = _identify(listing.files, root)
-    files = _probe_all(root, files, workers, check == 'full', quiet)
+    files = _probe_all(root, files, workers, check == 'full', quiet, journal)
     excluded, fit = _paths_by(files, 'reason'), files[files.reason == '']
     owners = fit[['video', 'modality', 'identity']].drop_duplicates()
     of_two = sorted(owners.video[owners.duplicated(['video', 'modality'])].unique())
@@ -159,6 +182,7 @@ def _build(root:Path, listing:Listing, workers:int, check:str, shared:str, quiet
         'excluded': dict(sorted(excluded.items())), 'repaired': _paths_by(fit, 'repairs'), 'set aside': listing.aside,
         'videos under two identities': of_two, **loose}, digest)
     half = m.table[~m._videos[1]][['identity', 'video', 'modality']].drop_duplicates()
+    m.report['faces not named like most'] = _odd_names(m.table[m.table.modality == 'face'].path)
     m.report['videos with one modality'] = [f'{i}/{v} ({k} only)' for i,v,k in half.itertuples(index=False)]
     alone = {s: ids[0] for s in SPLITS.values() if len(ids := m.identities(s)) == 1}
     m.report['splits with one identity'] = [f'{s}: {i}, so no impostor can be drawn' for s,i in alone.items()]
@@ -169,7 +193,7 @@ def _why_nothing(m:Manifest) -> str:
     "One line for a corpus without a single complete video."
     for kind in MEDIA:
         if (m.table.modality == kind).any(): continue
-        lost = {why: sum(p.startswith('wav/') == (kind == 'voice') for p in v) for why,v in m.report['excluded'].items()}
+        lost = {why: sum(p.startswith(TOPS['face']) != (kind == 'voice') for p in v) for why,v in m.report['excluded'].items()}
         counts = few(f'{n} {why}' for why,n in lost.items() if n)
         todo = 'give every video folder a name of its own' if _SHARED in m.report['excluded'] else FORM
         return f'none of its {m.report["found"][kind]} {kind} files is usable (left out: {counts}); {todo}'
@@ -241,7 +265,7 @@ def load_or_scan(
     cache_dir:str|Path, # where manifests are kept
     workers:int=2, # processes
     check:Literal['quick', 'full']='quick', # a stored full check also serves as a quick one
-    shared:Literal['exclude', 'keep']='exclude', # what to do with a video that is under two identities
+    shared:Literal['exclude', 'keep']|None=None, # what to do with a video that is under two identities; None: as last time, at first exclude
     quiet:bool=False, # no progress bars
 ) -> Manifest: # report['cache'] says 'reused', 'new' or 'rebuilt: why'
     "The manifest of a corpus, from the cache as long as no file of the corpus changes."
@@ -252,8 +276,13 @@ def load_or_scan(
         try: m = load_manifest(path, root)
         except CorpusError: why = 'rebuilt: the stored manifest could not be read'
         else:
+            shared = shared or m.report['shared']
             other = m.report['shared'] != shared or (m.report['check'], check) == ('quick', 'full')
             why = ('rebuilt: the corpus changed' if m.report['listing'] != listing.signature else
                    'rebuilt: another check was asked for' if other else 'reused')
-    if why != 'reused': save_manifest(m := _build(root, listing, workers, check, shared, quiet), path)
+    if why != 'reused':
+        shared = shared or 'exclude'
+        journal = path.with_suffix(f'.{listing.signature[:16]}-{check}.jsonl') # of a scan that was interrupted, as long as no file changes
+        save_manifest(m := _build(root, listing, workers, check, shared, quiet, journal), path)
+        for old in path.parent.glob(f'{path.stem}.*.jsonl'): old.unlink()
     return Manifest(m.root, m.table, {**m.report, 'cache': why}, m.hash)

@@ -16,7 +16,7 @@ from ..core import CorpusError, RunError, RunFolder, Settings, from_dict, open_r
 from ..corpus.manifest import Manifest
 from ..corpus.tree import read_metadata
 from .fused import FusedScorer, ShortlistScorer
-from .lists import NamedList, PublishedList, assert_one_each, evaluate_lists, list_table, parse_names, read_lists, resolve_lists, used_media
+from .lists import NamedList, PublishedList, assert_one_each, evaluate_lists, list_table, read_lists, resolve_lists, used_media
 from .protocols import CosineScorer, Embeddings, ProtocolConfig, Result
 from .runs import embed
 from .trials import Retrieval
@@ -45,8 +45,7 @@ def listed_media(
     "The media that lists name, for looking at the lists without a corpus. People whom the metadata does not know are left out."
     meta = read_metadata(metadata)
     by_name = dict(zip(meta['name'], meta.index))
-    every = pd.concat([x.names[c] for x in named for c in x.names], ignore_index=True).drop_duplicates()
-    d = parse_names(every).drop_duplicates()
+    d = pd.concat([m.drop_duplicates() for x in named for m in x.meaning]).drop_duplicates()
     d['identity'] = d.person.map(lambda p: p if p in meta.index else by_name.get(p, ''))
     d = d[d.identity != ''].drop(columns='person').drop_duplicates().sort_values(['identity', 'video', 'number'])
     d = d.join(meta, on='identity')
@@ -61,8 +60,8 @@ def listed_media(
 def _score(emb, lists, cfg, people, fusion=None, quiet=False):
     "The result on lists, by every way of scoring; notes on what was not done."
     kw = dict(voices=emb.voices, faces=emb.faces, cfg=cfg, trained_on=people, quiet=quiet)
-    if fusion is None: return evaluate_lists(CosineScorer(emb), lists, **kw)
-    fused, cosine = FusedScorer(fusion, emb, quiet=quiet), CosineScorer(emb)
+    fused, cosine = FusedScorer(fusion, emb, quiet=quiet) if fusion else None, CosineScorer(emb, own=True)
+    if fusion is None: return evaluate_lists(cosine, lists, **kw)
     heavy = fused.table is None and not fused.v.is_cuda
     mine = [x for x in lists if not (heavy and isinstance(x.trials, Retrieval))]
     main = evaluate_lists(fused, mine, **kw) if mine else None
@@ -146,8 +145,9 @@ def baseline_run(
     lists = resolve_lists(named, voices, faces, dict(zip(meta['name'], meta.index)), strict)
     assert_one_each(lists)
     account = list_table(lists, voices, faces)
-    emb = Embeddings(*(baseline_vectors(kind, t, dim, seed, m) for m, t in (('voice', voices), ('face', faces))), voices, faces)
-    result = _score(emb, lists, cfg, [], quiet=quiet)
+    del named # many strings, before many numbers
+    vectors = (baseline_vectors(kind, t, dim, seed, m) for m, t in (('voice', voices), ('face', faces)))
+    result = _score(Embeddings(*vectors, voices, faces), lists, cfg, [], quiet=quiet)
     run.path.mkdir(parents=True, exist_ok=True)
     for file in ('config.json', 'baseline.json'): write_json(run.path/file, dict(name=BASELINES[kind], dim=dim, seed=seed))
     write_listed(run, result, account)

@@ -16,27 +16,34 @@ import numpy as np
 import pandas as pd
 
 from ..core import CorpusError
-from ..corpus.tree import few, nfc
+from ..corpus.tree import MEDIA, few, nfc
 from .protocols import ProtocolConfig, Result, Scorer, evaluate
 from .trials import ATTRIBUTES, STRATA, Matching, Retrieval, Verification, same_video_share
 
 # %% ../../nbs/6_evaluation/03c_lists.ipynb #90c66c51
-_VOICE = r'([^/]+)/([^/]+)[/_](\d{1,9})\.(?:wav|flac|ogg)$'
-_FACE = r'([^/]+)/(?:1\.6/)?([^/]+)/(\d{1,9})\.(?:jpe?g|png)$'
-_STILL = r'^([^/]+)/(\d{1,9})\.(?:jpe?g|png)$' # a face of no video: NAME/00000657.jpg
+_KIND = {ext[1:]: m for m, exts in MEDIA.items() for ext in exts}
+_NONE = ('', '', '', -1)
+
+def _meaning(name):
+    "(modality, person, video, number) of one name."
+    stem, _, ext = name.rpartition('.')
+    kind = _KIND.get(ext.lower())
+    folder, _, last = stem.rpartition('/')
+    *above, video = folder.split('/')
+    if kind == 'voice' and not last.isdigit(): # NAME/VIDEO_0000001.wav
+        above, (video, _, last) = [*above, video], last.rpartition('_')
+    if kind is None or not (last.isascii() and last.isdigit() and len(last) < 10): return _NONE
+    if kind == 'face' and above and above[-1] == '1.6': above.pop()
+    if kind == 'face' and not above and video not in ('', '1.6'): return kind, video, '', int(last) # of no video: NAME/00000657.jpg
+    return (kind, above[-1], video, int(last)) if above and above[-1] and video else _NONE
 
 def parse_names(
     names:pd.Series, # of media, in any of the published forms
 ) -> pd.DataFrame: # modality (voice, face, or '': no media name), person, video ('': it names none), number (-1)
     "What names of media mean."
     code, distinct = pd.factorize(names)
-    s = pd.Series(distinct, dtype=str)
-    v, f, still = s.str.extract(_VOICE), s.str.extract(_FACE), s.str.extract(_STILL)
-    still = pd.DataFrame({0: still[0], 1: pd.Series('', s.index).where(still[0].notna()), 2: still[1]})
-    both = v.fillna(f).fillna(still)
-    modality = np.select([v[0].notna(), both[0].notna()], ['voice', 'face'], '')
-    d = pd.DataFrame(dict(modality=modality, person=both[0].fillna(''), video=both[1].fillna(''), number=both[2].fillna('-1').astype(np.int64)))
-    return d.iloc[code].reset_index(drop=True)
+    columns = zip(*map(_meaning, distinct.tolist())) if len(distinct) else ((),)*4
+    return pd.DataFrame({c: np.array(x, np.int64 if c == 'number' else object)[code] for c, x in zip(('modality', 'person', 'video', 'number'), columns)})
 
 # %% ../../nbs/6_evaluation/03c_lists.ipynb #288a9540
 @dataclass(frozen=True, eq=False)
@@ -55,6 +62,7 @@ class NamedList:
     left_out:dict # reason -> numbers of the lines
     remarks:tuple # what else was odd
     group:str # galleries of one group belong together
+    meaning:list[pd.DataFrame] # of each column: from `parse_names`
 
 def _text(path):
     try: raw = path.read_bytes()
@@ -101,7 +109,8 @@ def read_list(
     elif sep: task, names, person = 'gallery', table[[1]], table[0].to_numpy()
     else: task, names = 'verification' if width == 2 else 'matching', table
     names = names.set_axis(range(names.shape[1]), axis=1)
-    kinds = pd.DataFrame({c: parse_names(names[c]).modality for c in names})
+    parsed = [parse_names(names[c]) for c in names]
+    kinds = pd.DataFrame({c: p.modality for c, p in enumerate(parsed)})
     usual = kinds.mode().iloc[0]
     ok = (kinds == usual).all(axis=1).to_numpy()
     if not ok.all(): out['not the kinds of media of its other lines'] = number[~ok]
@@ -116,15 +125,16 @@ def read_list(
     stratum, protocol, more = _claims(path, task)
     names = names[ok].reset_index(drop=True)
     if (twice := names.duplicated().sum()): more += (f'{twice} lines are there twice, scored as often',)
-    return [NamedList(path, task, direction, stratum, protocol, names, label, None if person is None else person[ok], number[ok], len(rows), out, remarks + more, str(path.parent))]
+    return [NamedList(path, task, direction, stratum, protocol, names, label, None if person is None else person[ok], number[ok], len(rows), out, remarks + more, str(path.parent), [p[ok].reset_index(drop=True) for p in parsed])]
 
 def _gallery_of(path, names, line, remarks):
     names = pd.DataFrame({0: pd.Series(names, dtype=str)})
-    kinds = parse_names(names[0]).modality
+    parsed = parse_names(names[0])
+    kinds = parsed.modality
     usual = kinds.mode()[0]
     ok = (kinds == usual).to_numpy()
     out = {f'not a {usual} name': np.repeat(line, (~ok).sum())} if not ok.all() else {}
-    return NamedList(path, 'gallery', usual, 'U', 'unseen', names[ok].reset_index(drop=True), None, None, np.repeat(line, ok.sum()), len(ok), out, remarks, str(path))
+    return NamedList(path, 'gallery', usual, 'U', 'unseen', names[ok].reset_index(drop=True), None, None, np.repeat(line, ok.sum()), len(ok), out, remarks, str(path), [parsed[ok].reset_index(drop=True)])
 
 def read_lists(
     folder:str|Path, # with lists (csv, txt), also in its folders; or one file
@@ -155,10 +165,10 @@ class _Rows:
                 self.index[m] = pd.Index(self.index[m].to_series().where(~self.index[m].duplicated(), '').to_numpy())
                 if self.index[m].duplicated().any(): self.index[m] = pd.Index([k or f'\0{i}' for i, k in enumerate(self.index[m])])
 
-    def __call__(self, names):
-        "Row of each name (below 0: see `_MISSING`), and whose it is ('': nobody known)."
-        d = parse_names(names)
-        who = d.person.map(lambda p: p if p in self.known else self.identity_of.get(nfc(p), ''))
+    def __call__(self, d):
+        "Row of each name, by its meaning (below 0: see `_MISSING`), and whose it is ('': nobody known)."
+        code, people = pd.factorize(d.person)
+        who = pd.Series(np.array([p if p in self.known else self.identity_of.get(nfc(p), '') for p in people], object)[code] if len(d) else [], dtype=object)
         key, rows = who + '/' + d.video + '/' + d.number.astype(str), np.full(len(d), -1)
         for m in ('voice', 'face'):
             mine = (d.modality == m).to_numpy()
@@ -219,11 +229,11 @@ def resolve_lists(
 ) -> list[PublishedList]: # galleries become two lists, v2f and f2v
     "Names to rows. `CorpusError`: nothing can be used; with `strict`, one line cannot."
     if identity_of is None:
-        both = pd.concat([voices, faces])
-        identity_of = dict(zip(both.get('name', both.identity), both.identity))
+        identity_of = {}
+        for t in (voices, faces): identity_of |= dict(t[['name', 'identity']].drop_duplicates().values if 'name' in t else zip(t.identity.unique(), t.identity.unique()))
     rows_of, out, sides = _Rows(voices, faces, dict(identity_of)), [], {}
     for x in named:
-        rows, who = (np.column_stack(c) for c in zip(*(rows_of(x.names[c]) for c in x.names)))
+        rows, who = (np.column_stack(c) for c in zip(*map(rows_of, x.meaning)))
         why = np.full(len(rows), '', object)
         def leave(mask, reason): why[mask & (why == '')] = reason
         for code, reason in _MISSING.items(): leave((rows == code).any(1), reason)
@@ -253,7 +263,7 @@ def resolve_lists(
         for d, (a, b) in (('v2f', ('voice', 'face')), ('f2v', ('face', 'voice'))):
             (p, probe, lost), (g, gallery, lost_too) = side[a], side[b]
             tables = dict(voice=voices, face=faces)
-            found = np.isin(tables[a].identity.to_numpy()[probe], tables[b].identity.to_numpy()[gallery])
+            found = tables[a].identity.iloc[probe].isin(tables[b].identity.iloc[gallery].unique()).to_numpy()
             lost = lost | ({'nobody of the person in the gallery': (int((~found).sum()), 0)} if not found.all() else {})
             remarks = (*p.remarks, f'gallery {g.path.name}: {len(gallery):,} of {g.lines:,}' + ''.join(f'; {r}: {n:,}' for r, (n, _) in lost_too.items()))
             out.append(PublishedList(p.path.name, p.protocol, Retrieval(d, probe[found], gallery), p.lines, lost, remarks))

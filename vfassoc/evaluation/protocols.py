@@ -9,6 +9,7 @@ __all__ = ['FEWEST', 'Embeddings', 'save_embeddings', 'load_embeddings', 'Scorer
 
 # %% ../../nbs/6_evaluation/03_protocols.ipynb #71d14017
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal, Protocol
 
 import numpy as np
@@ -69,20 +70,29 @@ class Scorer(Protocol):
     def pairs(self, voice:np.ndarray, face:np.ndarray) -> np.ndarray: ... # (n,) rows, (n,) rows -> (n,)
     def block(self, voice:np.ndarray, face:np.ndarray) -> np.ndarray: ... # (v,) rows, (f,) rows -> (v, f)
 
-def _distinct(x):
+def _distinct(x, own=False):
     "Unit vectors of the distinct rows of `x`, and which one each row is."
-    x = np.ascontiguousarray(x, dtype=np.float32) + np.float32(0) # -0 becomes 0
-    as_bytes = x.view(np.dtype((np.void, x.shape[1]*4))).ravel()
-    _, first, code = np.unique(as_bytes, return_index=True, return_inverse=True)
-    norm = np.linalg.norm(x[first], axis=1, keepdims=True)
-    if not norm.all():
-        raise ScoreError(f'embeddings: {(norm[code] == 0).sum()} vectors are zero and have no cosine; the model has collapsed')
-    return x[first]/norm, code
+    plain = lambda rows: np.ascontiguousarray(x[rows], dtype=np.float32) + np.float32(0) # -0 becomes 0
+    parts, step = range(0, len(x), 4096), 4096 # no second copy of a big array
+    digest = [blake2b(row, digest_size=16).digest() for i in parts for row in plain(slice(i, i + step))]
+    _, first, code = np.unique(np.array(digest, dtype='V16'), return_index=True, return_inverse=True)
+    order = first.argsort() # as in x, so that reading stays in sequence
+    first, code = first[order], order.argsort()[code]
+    fit = own and len(first) == len(x) and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.writeable
+    out = x if fit else np.empty((len(first), x.shape[1]), np.float32)
+    for i in range(0, len(first), step):
+        y = plain(first[i:i + step])
+        norm = np.linalg.norm(y, axis=1, keepdims=True)
+        if not norm.all():
+            gone = (np.linalg.norm(x, axis=1) == 0).sum()
+            raise ScoreError(f'embeddings: {gone} vectors are zero and have no cosine; the model has collapsed')
+        np.divide(y, norm, out=out[i:i + step])
+    return out, code
 
 class _Vectors:
     "The unit vectors of one modality; those last asked for are kept, since a gallery is asked for again and again."
-    def __init__(self, x):
-        self.distinct, self.of = _distinct(x)
+    def __init__(self, x, own):
+        self.distinct, self.of = _distinct(x, own)
         self.last = (np.zeros(0, int), self.distinct[:0], None)
 
     def pick(self, rows):
@@ -97,7 +107,8 @@ class CosineScorer:
     "Cosine of a voice and a face vector, in float32; equal vectors score equally, bit for bit."
     def __init__(self,
         emb:Embeddings, # of the tables whose rows are asked for
-    ): self.voice, self.face = _Vectors(emb.voice), _Vectors(emb.face)
+        own:bool=False, # the vectors of `emb` may be made unit vectors in place, for half the memory
+    ): self.voice, self.face = _Vectors(emb.voice, own), _Vectors(emb.face, own)
 
     def pairs(self,
         voice:np.ndarray, # (n,) rows
