@@ -112,6 +112,16 @@ def train(a, s):
     return 0 if r.finished else 130
 
 
+def cost(a, s):
+    from vfassoc.cost import CMPC_SPLIT, FAA_SPLIT, disk
+    from vfassoc.cost import cost as count
+    from vfassoc.recipes import load_recipe
+    recipe = load_recipe(a.recipe, changes(a.set, 'cost'))
+    size = FAA_SPLIT if recipe.method['name'] == 'faa' else CMPC_SPLIT
+    for k, x in {**count(recipe, size, a.tera), **disk(size, recipe.data.size)}.items(): print(f'{k:<28} {x:,}')
+    print(f'for {size.videos:,} training videos of VoxCeleb1; counted, not timed')
+
+
 def evaluate(a, s):
     from vfassoc.evaluation.runs import evaluate_run
     from vfassoc.recipes import run_path
@@ -192,6 +202,10 @@ def parser():
     q.add_argument('--corpus', help="instead of the recipe's")
     q.add_argument('--set', **many, help='change a field, e.g. train.seed=3, train.samples=100000, method.tau=0.05; may be repeated')
     q.add_argument('--show', action='store_true', help='print the recipe and stop')
+    q = add(cost, 'count the operations of a recipe on VoxCeleb1, and its hours at a given rate')
+    q.add_argument('recipe', help='cmpc-voxceleb1, faa-voxceleb1, ..., or a JSON file')
+    q.add_argument('--set', **many, help='change a field; may be repeated')
+    q.add_argument('--tera', type=float, default=150., help='10^12 operations a second that the machine sustains (default: 150)')
     q = add(evaluate, 'score runs on test identities: verification, matching, retrieval, with intervals')
     q.add_argument('run', nargs='+', help='name under `runs`, or a path')
     q.add_argument('--set', **many, help='a field of ProtocolConfig, e.g. seed=1, replicates=2000; may be repeated')

@@ -86,8 +86,9 @@ VoxCeleb1 is not part of this project, and nothing here fetches it. What to ask 
 
   1. Audio, 1,251 people, 153,516 clips, about 38 GB. Ask at https://www.robots.ox.ac.uk/~vgg/data/voxceleb/ (VoxCeleb1, audio files: the dev parts, joined as
      the page says, and test). Unpacked they are DATA/voxceleb1/wav/ID/VIDEO/00001.wav; dev/wav and test/wav side by side are read as well.
-  2. Faces, cut from the same videos, some 1.2 million JPEGs. Ask for the crops of Learnable PINs / SVHF at https://www.robots.ox.ac.uk/~vgg/research/LearnablePins/
-     or for the link in the README of https://github.com/Cocoxili/CMPC. They go to DATA/voxceleb1/faces/NAME/1.6/VIDEO/0000025.jpg (unzippedFaces is read as well).
+  2. Faces, cut from the same videos, some 1.2 million JPEGs. Ask the makers of Learnable PINs (A. Nagrani et al., Visual Geometry Group, Oxford) for their crops;
+     neither paper's repository says where its authors got them.
+     They go to DATA/voxceleb1/faces/NAME/1.6/VIDEO/0000025.jpg (unzippedFaces is read as well).
   3. vox1_meta.csv, the people: from the page of 1, or with the lists of 4. Goes to DATA/voxceleb1/vox1_meta.csv.
   4. CMPC's split and trials: github.com/Cocoxili/CMPC (MIT): its identity_splits.txt to DATA/voxceleb1/identity_splits.txt, its lists to a folder of their own.
      FAA's split instead: the tables vox1_train.csv, vox1_val.csv, vox1_test.csv of github.com/KID-7391/seeking-the-shape-of-sound, made into identity_splits.txt by
