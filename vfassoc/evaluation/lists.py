@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..core import CorpusError
 from ..corpus.tree import MEDIA, few, nfc
-from .protocols import ProtocolConfig, Result, Scorer, evaluate
+from .protocols import ProtocolConfig, Result, Scorer, assert_unseen, evaluate, people_of
 from .trials import ATTRIBUTES, STRATA, Matching, Retrieval, Verification, same_video_share
 
 # %% ../../nbs/6_evaluation/03c_lists.ipynb #90c66c51
@@ -317,15 +317,20 @@ def evaluate_lists(
     quiet:bool=False, # no progress bar
 ) -> Result: # scores carry `list`, and `by` = 'seen-heard' where that is their protocol
     "Score published lists. `RunError` if somebody in an unseen-unheard list was trained on."
-    scores, notes, pairs = [], [], []
+    one_kind = lambda x: isinstance(x.trials, Verification) and len(set(x.trials.label.tolist())) < 2
+    assert_unseen(people_of([x.trials for x in lists if x.protocol == 'unseen'], voices, faces), trained_on)
+    scores, pairs = [], []
+    notes = [f'{x.name}: not scored, {"no line" if not len(x.trials) else "no line of one of the two labels"} can be used' for x in lists if not len(x.trials) or one_kind(x)]
+    r = None
     for protocol in ('unseen', 'seen'):
-        mine = [x for x in lists if x.protocol == protocol and len(x.trials)]
+        mine = [x for x in lists if x.protocol == protocol and len(x.trials) and not one_kind(x)]
         if not mine: continue
         r = evaluate(scorer, voices, faces, replace(cfg, protocol=protocol), None, trained_on, [x.trials for x in mine], quiet)
         name = {(type(x.trials).__name__.lower(), getattr(x.trials, 'direction', ''), getattr(x.trials, 'stratum', 'U')): x.name for x in mine}
         scores += [{**s, 'list': name[s['task'], s['direction'], s['stratum']], **({'by': SEEN} if protocol == 'seen' else {})} for s in r.scores]
         notes += [n for n in r.notes if n not in notes]
         if len(r.trials): pairs.append(r.trials.assign(protocol=protocol))
+    if r is None: raise CorpusError(f'{lists[0].name}: no list can be scored: {notes[0]}')
     about = dict(r.protocol, protocol='published lists', lists=[x.name for x in lists])
     return Result(scores, notes, about, pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame())
 
