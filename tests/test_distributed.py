@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import toy
-from vfassoc.core import gather_rows, world
+from vfassoc.core import gather_rows, settle, world
 from vfassoc.fusion import FusionConfig, FusionEncoder
 from vfassoc.losses.contrastive import cid_loss
 from vfassoc.methods.faa import match_rows
@@ -42,8 +42,9 @@ def port():
 def group():
     "A process group that is taken down before its processes end: gloo's threads, still running then, abort them now and then."
     torch.distributed.init_process_group('gloo')
-    try: yield
-    finally: torch.distributed.destroy_process_group()
+    yield
+    settle()
+    torch.distributed.destroy_process_group()
 
 
 def job_gather(folder):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import ConfigError, RunError, Settings, progress, write_json
+from .core import ConfigError, RunError, Settings, from_dict, progress, read_json, write_json
 from .corpus.features import save_features
 from .encoders import ModelConfig, VoiceFaceModel
 from .recipes import load_model, open_corpus, run_path
@@ -31,10 +31,10 @@ def find_encoder(
         if not (voice_weights and face_weights):
             raise ConfigError("features: encoder 'faa' needs voice_weights and face_weights (paths, or speechbrain/spkrec-ecapa-voxceleb and vggface2); random encoders have nothing to store")
         model = VoiceFaceModel(ModelConfig('faa', dim=256, projection='none', voice_weights=voice_weights, face_weights=face_weights))
-        return model.to(settings.torch_device).eval(), DataConfig(seconds=seconds, size=size), dict(encoder=f'ECAPA-TDNN {Path(voice_weights).name}, Inception-ResNet-V1 {Path(face_weights).name}')
+        return model.to(settings.torch_device).eval(), from_dict(DataConfig, dict(seconds=seconds, size=size), 'features'), dict(encoder=f'ECAPA-TDNN {Path(voice_weights).name}, Inception-ResNet-V1 {Path(face_weights).name}')
     model, recipe, about = load_model(path := run_path(name, settings), settings.torch_device)
     if recipe.data.features: raise ConfigError(f'{path}: learnt from cached features itself; make features with a run that reads media')
-    return model, recipe.data, dict(encoder=f'{recipe.name} ({path.name}, epoch {about["epoch"]})', identities=about['identities'], home=about['corpus_hash'])
+    return model, recipe.data, dict(encoder=f'{recipe.name} ({path.name}, epoch {about["epoch"]})', identities=about['identities'], home=about['corpus_hash'], drawn=about.get('drawn'))
 
 # %% ../nbs/5_training/03_cache.ipynb #8c39cd17
 def _parts(out:Path) -> dict[str, Path]: return {k: out.with_name(f'.{out.name}.{k}') for k in ('voice.npy', 'face.npy', 'json')}
@@ -89,7 +89,8 @@ def make_features(
     "`vfassoc features`: a corpus through an encoder into one file."
     if unknown := sorted(set(options) - {'voice_weights', 'face_weights', 'seconds', 'size'}): raise ConfigError(f'features: unknown option {unknown[0]!r}; known: voice_weights, face_weights, seconds, size')
     model, data, about = find_encoder(name, settings, **options)
-    path, m, home = features_path(str(out), settings), open_corpus(corpus, settings), about.pop('home', None)
-    if (m.root/'synth.json').is_file() and home and home != m.hash: # drawn people bear the same names in every drawn corpus
+    path, m, home, drawn = features_path(str(out), settings), open_corpus(corpus, settings), about.pop('home', None), about.pop('drawn', None)
+    seed = read_json(m.root/'synth.json').get('seed') if (m.root/'synth.json').is_file() else None
+    if None not in (seed, drawn) and seed != drawn: # drawn people bear the same names in every drawn corpus, and are the same people only where the seed is
         about['identities'] = [f'{home[:8]}/{i}' for i in about['identities']]
     return cache_features(model, Source(m, data, model.cfg, settings), path, quiet, **about)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VfassocError', 'ConfigError', 'CorpusError', 'RunError', 'atomic_path', 'write_json', 'read_json', 'from_dict',
            'to_dict', 'require', 'Settings', 'load_settings', 'rng_for', 'seed_everything', 'progress', 'world',
-           'gather_rows', 'provenance', 'RunFolder', 'open_run']
+           'gather_rows', 'settle', 'provenance', 'RunFolder', 'open_run']
 
 # %% ../nbs/0_ground/01_core.ipynb #d389f9ed
 import contextlib, dataclasses, json, os, platform, random, subprocess, sys, tempfile, time, types, typing
@@ -216,6 +216,13 @@ def gather_rows(
 ) -> torch.Tensor: # (P*b, ...) the rows of all processes, in order of rank
     "All processes' rows, with gradient; the identity for a single process."
     return x if world()[1] == 1 else _GatherRows.apply(x)
+
+def settle():
+    """Before a process group is taken down: meet, then stand still for a moment. gloo's threads need Python's lock to let go of the last tensors; whoever takes the
+    group down holds that lock and waits for the threads: a deadlock, now and then, on a busy machine."""
+    if world()[1] == 1: return
+    torch.distributed.barrier()
+    time.sleep(.5)
 
 # %% ../nbs/0_ground/01_core.ipynb #20f8973f
 def _git(*args) -> str|None:

@@ -133,7 +133,7 @@ class _Pairs:
 # %% ../nbs/4_methods/06_fusion.ipynb #3cb543e7
 @torch.no_grad()
 def score_blocks(
-    model:FusionEncoder, # in eval mode, pool 'mean'
+    model:FusionEncoder, # in eval mode; with pool 'cls' there are three tokens and no short cut: pair by pair
     voices:Tensor, # (n, d) embeddings
     faces:Tensor, # (m, d) embeddings
     dtype:torch.dtype=torch.float32, # of the matrix products: float32, bfloat16
@@ -143,13 +143,19 @@ def score_blocks(
 ) -> Iterator[tuple[slice, Tensor]]: # a slice of voices, and (I, m) probabilities of one person
     "Every pair, some voices at a time; memory holds one block whatever the galleries. Raises `RunError`."
     if model.training: raise RunError('fusion: the encoder is in training mode, where dropout makes scores random; call model.eval()')
-    if model.cls is not None: raise RunError("fusion: with pool = 'cls' the tokens are three; score_all is for 'mean': score pair by pair, or train that")
     for name, x in (('voices', voices), ('faces', faces)):
         if x.ndim != 2 or x.shape[1] != model.cfg.dim: raise RunError(f'fusion: {name} of shape {tuple(x.shape)}; the encoder takes (n, {model.cfg.dim})')
         if not x.isfinite().all(): raise RunError(f'fusion: {name}: row {int((~x.isfinite().all(1)).nonzero()[0])} is not finite; embed that item again')
     if not len(voices) or not len(faces): return
-    parts = _Pairs(model, dtype)
     pairs = pairs or (2_048 if voices.device.type == 'cpu' else 262_144)
+    if model.cls is not None:
+        high, odds_of = max(1, pairs//len(faces)), torch.tensor([-1., 1.], device=voices.device)
+        for i in range(start, len(voices), high):
+            v = voices[i:i + high].float()
+            odds = torch.cat([model(v.repeat_interleave(len(f), 0), f.float().repeat(len(v), 1)).float().view(len(v), len(f), 2) @ odds_of for f in faces.split(pairs)], 1)
+            yield slice(i, i + len(v)), odds if log_odds else torch.sigmoid(odds)
+        return
+    parts = _Pairs(model, dtype)
     v, f = parts.items(voices.float() + model.modality[1]), parts.items(faces.float() + model.modality[0])
     wide = min(len(faces), max(1, int(pairs**.5)*2))
     high = max(1, pairs//wide)
@@ -178,12 +184,17 @@ def score_all(
                 scores[rows] = p.cpu().numpy()
                 bar.update(rows.stop - rows.start)
                 if note and (rows.stop == len(voices) or rows.stop//256 > rows.start//256): scores.flush(); note(rows.stop)
-    if out and done < len(voices):
+    if note:
         del scores
         _part(out).rename(out)
         _part(out).with_suffix('.json').unlink()
         scores = np.load(out, mmap_mode='r')
     return scores
+
+def _said(path):
+    "What a small file of ours says; None if it is damaged or another's."
+    try: return json.loads(path.read_text())
+    except (OSError, ValueError): return None
 
 def _part(out): return Path(out).with_name(f'.{Path(out).name}.part')
 
@@ -194,7 +205,7 @@ def _resume(out, model, voices, faces, how):
     what, part = dict(inputs=digest.hexdigest(), shape=[len(voices), len(faces)]), _part(out)
     log, finished = part.with_suffix('.json'), out.with_suffix('.json')
     if out.exists():
-        if not finished.exists() or json.loads(finished.read_text()) != what: raise RunError(f'{out}: holds scores of other galleries or of another encoder; choose another file, or delete it')
+        if not finished.exists() or _said(finished) != what: raise RunError(f'{out}: holds scores of other galleries or of another encoder; choose another file, or delete it')
         return np.load(out, mmap_mode='r'), len(voices), None
     try:
         done = 0
@@ -204,6 +215,7 @@ def _resume(out, model, voices, faces, how):
         out.parent.mkdir(parents=True, exist_ok=True)
         scores = np.load(part, mmap_mode='r+') if done else np.lib.format.open_memmap(part, 'w+', np.float32, (len(voices), len(faces)))
     except (OSError, ValueError, KeyError) as e: raise RunError(f'{out}: cannot be written ({getattr(e, "strerror", None) or e}); free space or choose another file') from e
+    if finished.exists() and not {'inputs', 'shape'} <= set(_said(finished) or {}): raise RunError(f'{finished}: is somebody else\'s file and stands where the record of {out.name} goes; choose another file')
     write_json(finished, what)
     return scores, done, lambda n: write_json(log, {**what, 'done': n})
 

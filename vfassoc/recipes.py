@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Recipe', 'parse_value', 'load_recipe', 'draw_pairs', 'valid_auc', 'corpus_path', 'run_path', 'open_corpus',
-           'weights_hash', 'train', 'load_model', 'load_fusion']
+           'same_features', 'weights_hash', 'train', 'load_model', 'load_fusion']
 
 # %% ../nbs/5_training/02_recipes.ipynb #58f2e826
-import hashlib, json
+import hashlib, json, sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -102,7 +102,7 @@ def _faa(
     return ({**base, 'name': 'FAA', 'method': dict(name='faa', **method), 'train': train}, {**base, 'name': 'Self-Lifting', 'method': dict(name='faa', **plain), 'train': train})
 
 _CACHED = dict(towers='features', projection='none')
-_FAA_TRAIN = dict(samples=832_500, batch_size=256, optimizer='adamw', lr=1e-4, lr_start=1e-4, lr_end=1e-4, warmup=0, weight_decay=.01, precision='bf16') # 50 epochs of 16,650
+_FAA_TRAIN = dict(samples=832_000, batch_size=256, optimizer='adamw', lr=1e-4, lr_start=1e-4, lr_end=1e-4, warmup=0, weight_decay=.01, precision='bf16') # 50 epochs of 65 batches: 16,640 of 16,650 videos each
 _FAA_VOX = dict(corpus='voxceleb1', data=dict(seconds=5., size=112),
                 model=dict(towers='faa', dim=256, projection='none', voice_weights='speechbrain/spkrec-ecapa-voxceleb', face_weights='vggface2'))
 for _corpus, _made in {
@@ -204,20 +204,33 @@ def open_corpus(
 ) -> Manifest:
     "The manifest of a corpus, from the cache or by a scan; its splits are disjoint in identities, or `CorpusError`."
     root = corpus_path(corpus, settings)
-    m = load_pack(root) if is_packed(root) else load_or_scan(root, settings.data/'.cache', settings.workers, check, shared)
+    if is_packed(root):
+        if check != 'quick' or shared: raise ConfigError(f'{root}: is packed; what was checked and kept was decided for the tree it came from: prepare that, and pack it again')
+        m = load_pack(root)
+    else: m = load_or_scan(root, settings.data/'.cache', settings.workers, check, shared)
     assert_disjoint(m)
     return m
 
 def _claim(run:RunFolder, recipe:Recipe):
-    "Write config.json, or see that it says the same."
+    "See that config.json, if there is one, says the same; returns what it is to say."
     mine = json.loads(json.dumps(to_dict(recipe)))
-    if not run.config.exists(): return write_json(run.config, mine)
+    if not run.config.exists(): return mine
     old = json.loads(json.dumps(to_dict(from_dict(Recipe, read_json(run.config), str(run.config)))))
     flat = lambda d, p='': {q: x for k,v in d.items() for q,x in (flat(v, f'{p}{k}.') if isinstance(v, dict) else {p + k: v}).items()}
     a, b = flat(old), flat(mine)
     if diff := [k for k in b if a.get(k) != b[k]]:
         raise RunError(f'{run.path}: holds a run with {diff[0]} = {a.get(diff[0])!r}, asked for {b[diff[0]]!r}; '
                        'choose another run folder, or delete this one')
+    return mine
+
+def same_features(
+    run:RunFolder, # a run, maybe a new one
+    source:Source, # what it is to be fed with
+):
+    "`RunError` if a run learnt from other features than those that lie under the same name now."
+    old = read_json(run.provenance).get('features', {}).get('sha256') if run.provenance.exists() else None
+    if source.features and old and old != source.features.digest:
+        raise RunError(f'{run.path}: learnt from other features than {source.features.path} holds now; bring the old file back, or delete this run')
 
 def weights_hash(
     path:str|Path, # a run's folder
@@ -231,7 +244,8 @@ def _start(recipe:Recipe, model:VoiceFaceModel, settings:Settings) -> set[str]:
     if not recipe.start: return set()
     path = run_path(recipe.start, settings)
     old, theirs, about = load_model(path)
-    if (a := (theirs.model.towers, theirs.model.dim)) != (b := (recipe.model.towers, recipe.model.dim)):
+    width = lambda m: (m.towers, m.dim, *((m.voice_dim, m.face_dim) if m.towers == 'features' else ()))
+    if (a := width(theirs.model)) != (b := width(recipe.model)):
         raise RunError(f'{path}: has {a[0]} towers of {a[1]} dimensions, the recipe {recipe.name} {b[0]} of {b[1]}; start from a run of the same model')
     model.load_state_dict({k: t for k,t in old.state_dict().items() if k in model.state_dict()}, strict=False)
     return set(about['identities'])
@@ -246,14 +260,14 @@ def train(
     run, cfg = RunFolder(Path(path)), recipe.train
     acc = make_accelerator(run, cfg.precision, cpu=settings.torch_device.type == 'cpu')
     with acc.main_process_first(): m = open_corpus(recipe.corpus, settings)
-    if acc.is_main_process: _claim(run, recipe)
-    acc.wait_for_everyone()
+    config = _claim(run, recipe)
     seed_everything(cfg.seed)
     who = m.videos('valid').identity.to_numpy()
     if len(set(who)) < 2:
         raise CorpusError(f'{m.root}: {len(set(who))} validation identities; checkpoints are chosen by AUC on them: '
                           'mark two or more identities with 2 in identity_splits.txt')
     source = Source(m, recipe.data, recipe.model, settings)
+    same_features(run, source)
     data = source.pairs('train', cfg.seed, True, recipe.data.shots), source.pairs('valid', augment=False)
     n, n_valid = map(len, data)
     model = VoiceFaceModel(recipe.model)
@@ -261,6 +275,12 @@ def train(
     method = build_method(recipe.method, model, n, m.hash, data[0].videos.identity)
     rank, world = acc.process_index, acc.num_processes
     if cfg.batch_size % world: raise ConfigError(f'recipe: train.batch_size = {cfg.batch_size} does not split over {world} processes')
+    acc.wait_for_everyone()
+    if acc.is_main_process:
+        if not run.config.exists(): write_json(run.config, config) # only now: a recipe that cannot be trained leaves no run
+        if source.features: run.stamp(features={'path': str(source.features.path), 'sha256': source.features.digest, **{k: x for k,x in source.features.about.items() if k != 'identities'}})
+        for k in ('voice', 'face'):
+            if recipe.model.towers == 'faa' and not getattr(recipe.model, f'{k}_weights'): print(f'{k} encoder: no weights given (model.{k}_weights), trained from scratch', file=sys.stderr)
 
     def batches(epoch, start):
         plan = GlobalBatches(n, cfg.batch_size, cfg.seed, epoch, start, rank, world)
@@ -270,10 +290,10 @@ def train(
     method.pooled = lambda: pool_videos(source, method.model, 'train', (rank, world))
     validate = lambda method: valid_auc(method, source.batches(data[1], plan), who)
     seen |= set(source.features.about.get('identities', ())) if source.features else set()
-    about = dict(recipe=to_dict(recipe), corpus_hash=m.hash, identities=sorted({*m.videos('train').identity, *who, *seen}))
+    drawn = read_json(m.root/'synth.json').get('seed') if (m.root/'synth.json').is_file() else None # drawn people bear the same names in every drawn corpus
+    about = dict(recipe=to_dict(recipe), corpus_hash=m.hash, drawn=drawn, identities=sorted({*m.videos('train').identity, *who, *seen}))
     result = fit(method, batches, n//cfg.batch_size, cfg, run, validate, about, acc, quiet)
     if acc.is_main_process:
-        if source.features: run.stamp(features={'path': str(source.features.path), **{k: x for k,x in source.features.about.items() if k != 'identities'}})
         if recipe.start: run.stamp(start_sha256=weights_hash(run_path(recipe.start, settings)))
         run.stamp(seed=cfg.seed, corpus=str(corpus_path(recipe.corpus, settings)), corpus_hash=m.hash, train_seconds=round(result.state.seconds, 1),
                   device=str(acc.device), processes=world, finished=result.finished, ended=result.reason)

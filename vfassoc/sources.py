@@ -58,6 +58,7 @@ class Source:
         self.features:Features|None = load_features(features_path(data.features, settings)) if data.features else None
         if (model.towers == 'features') != bool(data.features):
             raise ConfigError(f"recipe: model.towers = {model.towers!r} with data.features = {data.features!r}; 'features' towers and a file of features belong together")
+        if model.towers == 'faa' and data.size < 75: raise ConfigError(f'recipe: data.size = {data.size}; Inception-ResNet-V1 takes faces from 75 pixels')
         for m in ('voice', 'face') if self.features else ():
             if (there := getattr(self.features, m).shape[1]) != (want := getattr(model, f'{m}_dim')):
                 raise ConfigError(f'{self.features.path}: {m} vectors have {there} numbers, model.{m}_dim = {want}; set it to {there}, or take other features')

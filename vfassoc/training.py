@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .core import RunError, RunFolder, atomic_path, progress, require, rng_for, world
+from .core import RunError, RunFolder, atomic_path, progress, require, rng_for, settle, world
 from .methods.base import Method
 
 # %% ../nbs/5_training/01_training.ipynb #3256fbf3
@@ -355,5 +355,6 @@ def fit(
             state.epoch, state.step_in_epoch, state.loss_sum, state.seconds = state.epoch + 1, 0, 0., clock()
             step.sum.zero_()
             save_checkpoint(run, method, opt, state, cfg, acc.scaler)
+    settle()
     acc.end_training()
     return FitResult(state, True, reason)

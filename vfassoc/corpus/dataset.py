@@ -118,7 +118,9 @@ def _collate(items:list|CorpusError):
     return tuple(x.permute(0, 3, 1, 2) if x.dim() == 4 else x for x in columns)
 
 class _Loader(DataLoader):
-    "A `DataLoader` that raises the `CorpusError` a worker met."
+    "A `DataLoader` that raises the `CorpusError` a worker met, and draws nothing from torch's random state: a resumed run reads once more than one that was not stopped."
+    def __init__(self, *args, **kw): super().__init__(*args, generator=torch.Generator().manual_seed(0), **kw)
+
     def __iter__(self):
         for batch in super().__iter__():
             if isinstance(batch, CorpusError): raise batch

@@ -7,9 +7,10 @@ __all__ = ['MODALITIES', 'Features', 'save_features', 'load_features', 'feature_
            'pair_batches']
 
 # %% ../../nbs/1_corpus/06_features.ipynb #65b3ee9c
-import json, struct, zipfile
+import hashlib, json, struct, zipfile, zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,14 @@ class Features:
     voice_path:np.ndarray # (nv,) text, relative to the corpus
     face_path:np.ndarray # (nf,)
     about:dict # corpus_hash, encoder; empty for a stranger's file
+
+    @cached_property
+    def digest(self) -> str:
+        "sha256 of the vectors and their paths: which features a run has learnt from, to be told from later ones."
+        d = hashlib.sha256('\0'.join([*self.voice_path, '', *self.face_path]).encode())
+        for x in (self.voice, self.face):
+            for i in range(0, len(x), 1 << 14): d.update(np.ascontiguousarray(x[i:i + (1 << 14)]).data)
+        return d.hexdigest()
 
 def _mapped(path:Path, name:str) -> np.ndarray|None: # a stored (not compressed) array of an .npz; None if there is none
     "Map an array where it lies in the archive."
@@ -69,10 +78,11 @@ def load_features(
             if gone := [k for k in ('voice', 'face', 'voice_path', 'face_path') if k not in z]:
                 raise CorpusError(f'{path}: has no array {gone[0]!r}; a file of features has voice, face, voice_path and face_path')
             about = json.loads(str(z['about'])) if 'about' in z else {}
+            if not isinstance(about, dict): raise ValueError('what it says about itself is no table')
             paths = {f'{m}_path': z[f'{m}_path'].astype(str) for m in MODALITIES}
             vectors = {m: x if (x := _mapped(path, m)) is not None else z[m] for m in MODALITIES}
     except FileNotFoundError: raise CorpusError(f'{path}: no such file of features; make it with `vfassoc features`') from None
-    except (OSError, ValueError, KeyError, EOFError, struct.error, zipfile.BadZipFile) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, struct.error, zlib.error, zipfile.BadZipFile) as e:
         raise CorpusError(f'{path}: not a file of features or damaged ({" ".join(str(e).split())[:80]}); make it again with `vfassoc features`') from None
     for m in MODALITIES:
         x, names = vectors[m], paths[f'{m}_path']

@@ -104,9 +104,10 @@ def _kept(journal:Path|None, step:int) -> dict[int, list]: # first file of a chu
     done = {}
     if journal is None or not journal.is_file(): return done
     for line in journal.read_text(encoding='utf-8').splitlines():
-        try: at, size, part = json.loads(line)
-        except ValueError: continue
-        if size == step: done[at] = [(np.nan if s is None else s, why, tuple(r)) for s, why, r in part]
+        try:
+            at, size, part = json.loads(line)
+            if size == step: done[at] = [(np.nan if s is None else s, why, tuple(r)) for s, why, r in part]
+        except (ValueError, TypeError): continue
     return done
 
 def _probe_all(root:Path, files:pd.DataFrame, workers:int, full:bool, quiet:bool, journal:Path|None=None) -> pd.DataFrame:
@@ -119,6 +120,7 @@ def _probe_all(root:Path, files:pd.DataFrame, workers:int, full:bool, quiet:bool
     if journal: journal.parent.mkdir(parents=True, exist_ok=True)
     with progress(total=len(todo), initial=sum(map(len, done.values())), desc=f'check {root.name}', unit='file', disable=quiet) as bar, \
          open(journal or os.devnull, 'a', encoding='utf-8') as out:
+        out.write('\n') # a line that was cut short ends here
         for i, part in zip(left, run(delayed(_probe)(root, chunks[i], full) for i in left)):
             done[i*step] = part
             out.write(json.dumps([i*step, step, [(s if s == s else None, why, r) for s, why, r in part]]) + '\n'); out.flush()

@@ -7,7 +7,7 @@ __all__ = ['PACK', 'BYTES', 'SAMPLES', 'PIXELS', 'is_packed', 'crop_samples', 'L
            'PackConfig', 'pack', 'load_pack']
 
 # %% ../../nbs/1_corpus/04b_packed.ipynb #f49d0d0f
-import io, json, os, shutil
+import hashlib, io, os, re, shutil, zipfile, zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,12 +179,14 @@ def pack(
     workers:int=2, # processes
     quiet:bool=False, # no progress bar
 ) -> Path: # the folder
-    "Pack all usable media; goes on where it was stopped. `CorpusError`, `RunError`: packed already, packed already, not enough room, a broken file."
-    out, about = Path(out).expanduser().absolute(), dict(schema=1, hash=manifest.hash, pixels=cfg.pixels, shard_mb=cfg.shard_mb)
+    "Pack all usable media; goes on where it was stopped. `CorpusError`, `RunError`: packed already, not enough room, a broken file, another corpus's unfinished packing."
+    order = hashlib.sha256('\0'.join([manifest.report.get('listing', ''), *manifest.table.path]).encode()).hexdigest() # who is whose decides the order
+    out, about = Path(out).expanduser().absolute(), dict(schema=1, hash=manifest.hash, order=order, pixels=cfg.pixels, shard_mb=cfg.shard_mb)
     if is_packed(manifest.root): raise CorpusError(f'{manifest.root}: is packed already; pack the tree it came from')
     if is_packed(out): raise RunError(f'{out}: holds a packed corpus already; delete it, or choose another name')
     if out == manifest.root or (out/'wav').exists(): raise RunError(f'{out}: is a tree of media; pack into a folder of its own')
-    out.mkdir(parents=True, exist_ok=True)
+    try: out.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise RunError(f'{out}: cannot be made a folder ({e.strerror}); choose another name') from None
     begun = out/'packing.json'
     if begun.is_file() and read_json(begun) != about:
         raise RunError(f'{out}: holds another packing that was not finished ({begun.name}); delete the folder, or choose another name')
@@ -219,9 +221,28 @@ def load_pack(
     root = Path(root).expanduser().absolute()
     try: about = read_json(root/PACK)
     except RunError as e: raise CorpusError(str(e)) from None
+    again = 'copy the packed corpus again, or pack it again'
+    fit = isinstance(about, dict) and isinstance(about.get('shards'), dict) and isinstance(about.get('hash'), str) and isinstance(about.get('pixels'), int)
+    if not fit or not all(isinstance(n, int) and re.fullmatch(r'(voice|face)-\d{4,}\.bin', name) for name, n in about['shards'].items()): raise CorpusError(f'{root/PACK}: damaged; {again}')
     for name, size in about['shards'].items():
-        there = (root/Path(name).name).stat().st_size if (root/Path(name).name).is_file() else None
-        if there != size: raise CorpusError(f'{root/name}: {"missing" if there is None else f"{there:,} of {size:,} bytes"}; copy the packed corpus again, or pack it again')
+        if (root/name).is_symlink(): raise CorpusError(f'{root/name}: is a link; a packed corpus holds its own shards')
+        there = (root/name).stat().st_size if (root/name).is_file() else None
+        if there != size: raise CorpusError(f'{root/name}: {"missing" if there is None else f"{there:,} of {size:,} bytes"}; {again}')
     m = load_manifest(root/'manifest.parquet', root)
     if m.hash != about['hash']: raise CorpusError(f'{root}: manifest and {PACK} are of two corpora; pack it again')
+    _check_index(root, m, about, again)
     return Manifest(root, m.table, {**m.report, 'cache': 'packed'}, m.hash)
+
+def _check_index(root, m, about, again):
+    "Does every row lie inside a shard that is there?"
+    where = root/'index.npz'
+    try:
+        with np.load(where, allow_pickle=False) as z: shard, offset, length, kind = (z[k] for k in ('shard', 'offset', 'length', 'kind'))
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zlib.error, zipfile.BadZipFile): raise CorpusError(f'{where}: missing or damaged; {again}') from None
+    size = {name.rsplit('.', 1)[0]: n for name, n in about['shards'].items()}
+    ok = all(x.shape == (len(m.table),) and x.dtype.kind in 'iu' for x in (shard, offset, length, kind))
+    if ok:
+        room = pd.Series(m.table.modality.to_numpy() + '-' + pd.Series(shard).astype(str).str.zfill(4).to_numpy()).map(size).to_numpy()
+        ok = bool(((offset >= 0) & (length > 0) & (offset + length <= room) & (kind <= PIXELS)).all()) and bool((length[kind == SAMPLES] % 2 == 0).all() and (offset[kind == SAMPLES] % 2 == 0).all()) \
+            and bool((length[kind == PIXELS] == 3*about['pixels']**2).all())
+    if not ok: raise CorpusError(f'{where}: does not fit the shards beside it; {again}')

@@ -6,9 +6,11 @@
 __all__ = ['INDEX', 'GUIDE', 'read_index', 'read_split_tables', 'split_counts', 'write_splits', 'shared_people', 'missing_media']
 
 # %% ../../nbs/1_corpus/07_voxceleb.ipynb #1b4ecc22
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..core import CorpusError, atomic_path
@@ -25,10 +27,11 @@ def read_index(
     path = Path(path)
     try: d = pd.read_csv(path, sep='\t', dtype=str, keep_default_na=False)
     except FileNotFoundError: raise CorpusError(f'{path}: no such index; it is a table of all utterances, {", ".join(INDEX)}') from None
-    except (OSError, ValueError, EOFError) as e: raise CorpusError(f'{path}: cannot be read as a table ({" ".join(str(e).split())[:80]}); fetch it again') from None
+    except (OSError, ValueError, EOFError, zlib.error) as e: raise CorpusError(f'{path}: cannot be read as a table ({" ".join(str(e).split())[:80]}); fetch it again') from None
     if gone := [c for c in INDEX if c not in d]: raise CorpusError(f'{path}: no column {gone[0]!r}; the index is tab separated with the columns {", ".join(INDEX)}')
     d = d[list(INDEX)].assign(seconds=pd.to_numeric(d.seconds, errors='coerce'))
-    if (bad := ~(d.seconds > 0)).any(): raise CorpusError(f'{path}: line {bad.argmax() + 2} has no length above 0 s (and {bad.sum() - 1} more); fetch the index again')
+    if not len(d): raise CorpusError(f'{path}: holds no utterance; fetch the index again')
+    if (bad := ~((d.seconds > 0) & (d.seconds < np.inf))).any(): raise CorpusError(f'{path}: line {bad.argmax() + 2} has no length above 0 s that is a number (and {bad.sum() - 1} more); fetch the index again')
     if (twice := d.duplicated(['identity', 'video', 'utterance'])).any(): raise CorpusError(f'{path}: line {twice.argmax() + 2} repeats an utterance (and {twice.sum() - 1} more); keep one line for each')
     return d
 
@@ -46,8 +49,9 @@ def read_split_tables(
         except (OSError, ValueError) as e: raise CorpusError(f'{path}: cannot be read as a table ({" ".join(str(e).split())[:80]})') from None
         if gone := [c for c in ('VoxCeleb1_ID', 'Set') if c not in t]: raise CorpusError(f'{path}: no column {gone[0]!r}; the tables are comma separated with VoxCeleb1_ID, VGGFace1_ID, Gender, Nationality, Set')
         for i, s in zip(map(nfc, t.VoxCeleb1_ID), map(nfc, t.Set)):
+            if not i or not s: raise CorpusError(f'{path}: a line has no VoxCeleb1_ID or no Set (after {next(reversed(used | left), "the first")}); the table is cut short: fetch it again')
             if i in used or i in left: raise CorpusError(f'{path}: {i} is in {(used | left)[i]} as well; keep one line for each person')
-            (left if s == 'none' else used)[i] = split
+            (left if s.lower() == 'none' else used)[i] = split
     return used, left
 
 def split_counts(

@@ -50,8 +50,9 @@ class FusedScorer:
         "Log odds of every voice with every face."
         i, j = self.v_of[voice], self.f_of[face]
         if self.table is not None: return self.table[i].take(j, 1)
-        blocks = [odds.cpu().numpy() for _, odds in score_blocks(self.fusion, self.v[i], self.f[j], log_odds=True)]
-        return np.concatenate(blocks) if blocks else np.zeros((len(i), len(j)), np.float32)
+        (vi, i), (fj, j) = np.unique(i, return_inverse=True), np.unique(j, return_inverse=True) # each vector once: equal ones must not differ by rounding
+        blocks = [odds.cpu().numpy() for _, odds in score_blocks(self.fusion, self.v[vi], self.f[fj], log_odds=True)]
+        return np.concatenate(blocks)[i].take(j, 1) if blocks else np.zeros((len(i), len(j)), np.float32)
 
 class ShortlistScorer:
     "The paper's retrieval: the gallery in the order of the cosine, its first `k` in the order of the fusion encoder."

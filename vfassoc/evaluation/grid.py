@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 from ..cache import make_features
 from ..core import ConfigError, RunError, RunFolder, Settings, VfassocError, from_dict, progress, read_json, require, to_dict, write_json
+from ..corpus.features import load_features
 from ..corpus.synthetic import SynthConfig, write_corpus
 from .protocols import ProtocolConfig
 from .runs import evaluate_run
@@ -136,12 +137,16 @@ def load_grid(
 def is_finished(
     cell:Cell, # of a grid
     protocol:dict, # fields of ProtocolConfig
+    settings:Settings=Settings(), # where features are
 ) -> bool:
     "Is this cell trained to its end, by this recipe, and scored by this protocol?"
     run = RunFolder(cell.path)
     if not (run.metrics.is_file() and run.provenance.is_file() and run.config.is_file()): return False
     stamp, recipe = read_json(run.provenance), from_dict(Recipe, read_json(run.config), str(run.config))
     if recipe.start and stamp.get('start_sha256') != weights_hash(recipe.start): return False # the run it started from is another now
+    if name := recipe.data.features:
+        path = features_path(name, settings)
+        if not path.is_file() or load_features(path).digest != stamp.get('features', {}).get('sha256'): return False # nor are its features
     want = to_dict(from_dict(ProtocolConfig, protocol))
     plain = lambda d: {k: list(v) if isinstance(v, tuple) else v for k,v in d.items()}
     return stamp.get('finished') is True and recipe == cell.recipe and stamp.get('evaluated', {}).get('protocol') == plain(want)
@@ -156,7 +161,7 @@ def run_cell(
     start = time.perf_counter()
     end = lambda how: (cell.variant, cell.seed, how, time.perf_counter() - start)
     try:
-        if is_finished(cell, protocol): return end('finished before')
+        if is_finished(cell, protocol, settings): return end('finished before')
         if cell.recipe.start and (cell.path/'provenance.json').is_file() and read_json(cell.path/'provenance.json').get('start_sha256') != weights_hash(cell.recipe.start):
             raise RunError(f'{cell.path}: was started from weights that {cell.recipe.start} no longer has; delete this folder to train it again')
         if threads: torch.set_num_threads(threads)

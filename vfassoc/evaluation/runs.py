@@ -17,7 +17,7 @@ from ..encoders import VoiceFaceModel
 from .fused import evaluate_fused
 from .protocols import (CosineScorer, Embeddings, OracleScorer, ProtocolConfig, Result, evaluate, save_embeddings,
                                           write_result)
-from ..recipes import load_fusion, load_model, open_corpus
+from ..recipes import load_fusion, load_model, open_corpus, same_features
 from ..sources import Source, encode_media
 
 # %% ../../nbs/6_evaluation/04_runs.ipynb #e541ea9a
@@ -63,8 +63,10 @@ def evaluate_run(
     m = open_corpus(corpus or recipe.corpus, settings)
     if not len(m.videos(split)):
         raise RunError(f'{m.root}: no video of the {split} split has both voice and face; see `vfassoc prepare` and identity_splits.txt')
-    emb, fusion = embed(model, Source(m, recipe.data, recipe.model, settings), split), load_fusion(path, settings.torch_device)
-    best, people = ceiling(m, split), about['identities']
+    source = Source(m, recipe.data, recipe.model, settings)
+    same_features(open_run(path), source)
+    emb, fusion = embed(model, source, split), load_fusion(path, settings.torch_device)
+    best, people = ceiling(m, split), {*about['identities'], *(source.features.about.get('identities', ()) if source.features else ())}
     result = evaluate_fused(fusion, emb, cfg, best, people) if fusion else evaluate(CosineScorer(emb), emb.voices, emb.faces, cfg, best, people)
     run = open_run(path)
     save_embeddings(run, emb)

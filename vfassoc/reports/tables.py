@@ -130,6 +130,7 @@ def merge_seeds(
             row[['value', 'low', 'high']] = np.clip(seed_interval(g.value), 0, 1)
             for k in ('chance', 'ceiling', 'same_video'): row[k] = g[k].mean()
         return row
+    if scores.empty: return scores.drop(columns=['run', 'seed']).assign(seeds=1)
     groups = [merge(g) for _, g in scores.groupby(['method', *KEY], sort=False, dropna=False)]
     return pd.DataFrame(groups).drop(columns=['run', 'seed']).reset_index(drop=True)
 
