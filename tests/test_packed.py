@@ -45,11 +45,12 @@ def test_a_run_on_the_packed_form_is_the_run_on_the_files(home, capsys):
     assert len({read_json(home/'runs'/c/'provenance.json')['corpus_hash'] for c in ends}) == 1
 
 
-def test_a_run_begun_on_files_goes_on_in_the_packed_form(home):
-    "Same hash, same batches: the checkpoint does not know the difference."
+def test_a_run_on_files_is_evaluated_in_the_packed_form(home):
     if not is_packed(home/'data/packed'): assert main(['pack', 'tiny', '-o', 'packed']) == 0
-    result = evaluate_run(home/'runs/tiny' if (home/'runs/tiny').is_dir() else home/'runs/packed', here(home), PROTOCOL, corpus='packed')
-    assert len(result.table)
+    run = home/'runs/both'
+    assert train(load_recipe('demo', {**CHANGES, 'corpus': 'tiny'}), run, here(home), quiet=True).finished
+    a, b = (evaluate_run(run, here(home), PROTOCOL, corpus=c).table for c in ('tiny', 'packed'))
+    pd.testing.assert_frame_equal(a, b)
 
 
 def test_refusals_are_one_line(home, capsys):
@@ -63,4 +64,6 @@ def test_refusals_are_one_line(home, capsys):
     assert 'is packed already' in said('pack', 'pixels', '-o', 'twice')
     assert 'pixels = 7' in said('pack', 'tiny', '-o', 'x', '--set', 'pixels=7')
     assert 'packed as pixels of 32 x 32, data.size is 64' in said('train', 'demo', '--corpus', 'pixels', '--run', 'big', '--set', 'data.size=64', '--set', 'data.seconds=1', '--set', 'train.batch_size=8', '--set', 'train.samples=16', '--set', 'train.warmup=8')
+    assert 'is packed; what was checked and kept was decided for the tree' in said('prepare', 'pixels', '--check', 'full')
+    assert 'is packed' in said('prepare', 'pixels', '--shared', 'keep') and main(['prepare', 'pixels']) == 0
     assert 'no such folder' in said('pack', 'nowhere', '-o', 'x') and not (home/'data/x').exists()

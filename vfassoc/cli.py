@@ -77,12 +77,12 @@ def lists(a, s):
         baseline_run(a.baseline, path, a.folder, a.meta, changes(a.set, 'lists'), seed=s.seed, strict=a.strict)
         return print(path)
     if a.run or a.set: raise ConfigError('lists: --run and --set belong to --baseline')
-    if a.corpus: account = corpus_lists(a.folder, open_corpus(a.corpus, s), a.strict)[-1]
+    if a.corpus: *_, account, other = corpus_lists(a.folder, open_corpus(a.corpus, s), a.strict)
     else:
-        named, other = read_lists(a.folder)
+        named, other = read_lists(a.folder, a.strict)
         tables = listed_media(named, a.meta)
         account = list_table(resolve_lists(named, *tables, identity_names(a.meta), a.strict), *tables)
-        if other: print(f'no lists: {", ".join(other)}\n')
+    if other: print(f'no lists: {", ".join(other)}\n')
     print(account.drop(columns=['left_out', 'remarks']).to_string(index=False, na_rep='-'))
     print('\n' + '\n'.join(f'{r.list}: {x}' for r in account.itertuples() for x in (r.left_out, r.remarks) if x))
     print(f'{account.used.sum():,} of {account.lines.sum():,} lines are used')

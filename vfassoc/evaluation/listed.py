@@ -6,6 +6,7 @@
 __all__ = ['BASELINES', 'corpus_lists', 'listed_media', 'evaluate_on_lists', 'write_listed', 'baseline_vectors', 'baseline_run']
 
 # %% ../../nbs/6_evaluation/04b_listed.ipynb #2f690a29
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,13 +15,13 @@ import pandas as pd
 
 from ..core import CorpusError, RunError, RunFolder, Settings, from_dict, open_run, require, rng_for, to_dict, write_json
 from ..corpus.manifest import Manifest
-from ..corpus.tree import read_metadata
+from ..corpus.tree import nfc, read_metadata
 from .fused import FusedScorer, ShortlistScorer
 from .lists import NamedList, PublishedList, assert_one_each, evaluate_lists, list_table, read_lists, resolve_lists, used_media
 from .protocols import CosineScorer, Embeddings, ProtocolConfig, Result
 from .runs import embed
 from .trials import Retrieval
-from ..recipes import load_fusion, load_model, open_corpus
+from ..recipes import load_fusion, load_model, open_corpus, same_features
 from ..sources import Source
 
 # %% ../../nbs/6_evaluation/04b_listed.ipynb #b8278b5e
@@ -28,15 +29,15 @@ def corpus_lists(
     folder:str|Path, # with published lists, or one of them
     manifest:Manifest, # of a corpus
     strict:bool=False, # a line that cannot be used is an error
-) -> tuple[list[PublishedList], pd.DataFrame, pd.DataFrame, pd.DataFrame]: # lists; voices and faces whose rows they name; the account
+) -> tuple[list[PublishedList], pd.DataFrame, pd.DataFrame, pd.DataFrame, list[str]]: # lists; voices and faces whose rows they name; the account; files that are no lists
     "Published lists as rows of a corpus, videos with one modality included. `CorpusError`."
-    named, _ = read_lists(folder)
+    named, other = read_lists(folder, strict)
     tables = [manifest.table[manifest.table.modality == m].drop(columns='modality').reset_index(drop=True) for m in ('voice', 'face')]
     meta = manifest.root/'vox1_meta.csv'
     names = dict(zip(d['name'], d.index)) if meta.is_file() and len(d := read_metadata(meta)) else None
     lists = resolve_lists(named, *tables, names, strict)
     account = list_table(lists, *tables)
-    return *used_media(lists, *tables), account
+    return *used_media(lists, *tables), account, other
 
 def listed_media(
     named:list[NamedList], # from `read_lists`
@@ -46,7 +47,7 @@ def listed_media(
     meta = read_metadata(metadata)
     by_name = dict(zip(meta['name'], meta.index))
     d = pd.concat([m.drop_duplicates() for x in named for m in x.meaning]).drop_duplicates()
-    d['identity'] = d.person.map(lambda p: p if p in meta.index else by_name.get(p, ''))
+    d['identity'] = d.person.map(lambda p: p if p in meta.index else by_name.get(nfc(p), ''))
     d = d[d.identity != ''].drop(columns='person').drop_duplicates().sort_values(['identity', 'video', 'number'])
     d = d.join(meta, on='identity')
     voice, face = (d[d.modality == m].reset_index(drop=True) for m in ('voice', 'face'))
@@ -88,16 +89,24 @@ def evaluate_on_lists(
     cfg = from_dict(ProtocolConfig, changes or {}, 'evaluate')
     model, recipe, about = load_model(path, settings.torch_device)
     m = open_corpus(corpus or recipe.corpus, settings)
-    lists, voices, faces, account = corpus_lists(folder, m, strict)
+    lists, voices, faces, account, other = corpus_lists(folder, m, strict)
     assert_one_each(lists)
     part = m.only([*voices.path, *faces.path])
-    emb = embed(model, Source(part, recipe.data, recipe.model, settings), None)
+    source = Source(part, recipe.data, recipe.model, settings)
+    same_features(open_run(path), source)
+    people = {*about['identities'], *(source.features.about.get('identities', ()) if source.features else ())}
+    emb = embed(model, source, None)
     assert emb.voices.path.tolist() == voices.path.tolist() and emb.faces.path.tolist() == faces.path.tolist()
-    result = _score(emb, lists, cfg, about['identities'], load_fusion(path, settings.torch_device))
+    result = _score(emb, lists, cfg, people, load_fusion(path, settings.torch_device))
     run = open_run(path)
+    result = _with_note(result, other)
     write_listed(run, result, account)
     run.stamp(listed=dict(corpus=str(m.root), corpus_hash=m.hash, folder=str(Path(folder).absolute()), epoch=about['epoch'], protocol=to_dict(cfg)))
     return result
+
+def _with_note(result, other):
+    "What was passed over is said."
+    return replace(result, notes=[*result.notes, f'no lists: {", ".join(other)}']) if other else result
 
 def write_listed(
     run:RunFolder, # where
@@ -138,7 +147,7 @@ def baseline_run(
     require(kind in BASELINES, 'baseline', 'kind', kind, ', '.join(BASELINES))
     cfg, run = from_dict(ProtocolConfig, changes or {}, 'evaluate'), RunFolder(Path(path))
     if run.config.is_file() and not (run.path/'baseline.json').is_file(): raise RunError(f'{run.path}: holds a trained run; choose another name for the baseline')
-    named, _ = read_lists(folder)
+    named, other = read_lists(folder, strict)
     voices, faces = listed_media(named, metadata)
     if not len(voices) or not len(faces): raise CorpusError(f'{metadata}: knows nobody in the lists of {folder}; give the metadata of the same corpus')
     meta = read_metadata(metadata)
@@ -147,7 +156,7 @@ def baseline_run(
     account = list_table(lists, voices, faces)
     del named # many strings, before many numbers
     vectors = (baseline_vectors(kind, t, dim, seed, m) for m, t in (('voice', voices), ('face', faces)))
-    result = _score(Embeddings(*vectors, voices, faces), lists, cfg, [], quiet=quiet)
+    result = _with_note(_score(Embeddings(*vectors, voices, faces), lists, cfg, [], quiet=quiet), other)
     run.path.mkdir(parents=True, exist_ok=True)
     for file in ('config.json', 'baseline.json'): write_json(run.path/file, dict(name=BASELINES[kind], dim=dim, seed=seed))
     write_listed(run, result, account)
