@@ -48,9 +48,13 @@ def prepare(a, s):
 
 
 def voxceleb1(a, s):
-    from vfassoc.corpus.voxceleb import GUIDE, missing_media, read_index
-    from vfassoc.recipes import open_corpus
+    from vfassoc.corpus.voxceleb import GUIDE, divided, missing_media, read_index, read_split_tables
+    from vfassoc.recipes import corpus_path, open_corpus
     if not a.corpus: return print(GUIDE, end='')
+    if bool(a.tables) != bool(a.output): raise ConfigError('voxceleb1: --tables FOLDER and -o NAME belong together')
+    if a.tables:
+        used, left = read_split_tables(*(Path(a.tables)/f'vox1_{s}.csv' for s in ('train', 'val', 'test')))
+        return print(f'{divided(corpus_path(a.corpus, s), corpus_path(a.output, s), used)}: {len(used)} people; {len(left)} whose Set is none are left out')
     if not a.index: raise ConfigError('voxceleb1: --corpus needs --index, a table of all utterances; `vfassoc voxceleb1` alone says where things come from')
     t = missing_media(open_corpus(a.corpus, s), read_index(a.index))
     print(t.to_string())
@@ -187,6 +191,8 @@ def parser():
     q = add(voxceleb1, 'say where VoxCeleb1 comes from and where it goes, and what of it is missing')
     q.add_argument('--corpus', help='name under `data`, or a path: compare it with the index')
     q.add_argument('--index', metavar='FILE', help='utterances.tsv or .tsv.gz: identity, video, utterance, seconds, part')
+    q.add_argument('--tables', metavar='FOLDER', help="with vox1_train.csv, vox1_val.csv, vox1_test.csv: make the same corpus under FAA's split")
+    q.add_argument('-o', '--output', metavar='NAME', help='with --tables: name under `data`, or a path')
     q = add(pack, 'copy the usable media of a corpus into few large files, which are read faster')
     q.add_argument('corpus', help='name under `data`, or a path: a tree')
     q.add_argument('-o', '--output', required=True, metavar='NAME', help='name under `data`, or a path; train on it with --corpus NAME')
