@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from tiny_grid import CHANGES, PROTOCOL, SYNTH, here, ini
 from vfassoc.cli import main
 from vfassoc.core import read_json
-from vfassoc.corpus.packed import is_packed
+from vfassoc.corpus.dataset import PairDataset
+from vfassoc.corpus.packed import is_packed, load_pack
 from vfassoc.corpus.synthetic import SynthConfig, write_corpus
 from vfassoc.evaluation.runs import evaluate_run
 from vfassoc.recipes import load_recipe, train
@@ -38,6 +39,8 @@ def test_a_run_on_the_packed_form_is_the_run_on_the_files(home, capsys):
         table = evaluate_run(home/'runs'/corpus, here(home), PROTOCOL).table
         ends[corpus] = (pd.read_csv(home/'runs'/corpus/'history.csv').loss.tolist(), load_file(home/'runs'/corpus/'checkpoints/best.safetensors'), table)
     shutil.move(home/'data/away', home/'data/tiny')
+    manifest = load_pack(home/'data/packed')
+    assert PairDataset(manifest, 'train', 1., 32)[0][0].dtype == torch.int16 # half the bytes on the way to the device, scaled there
     loss, weights, table = ends['tiny']
     for other in ('packed', 'pixels'):
         assert ends[other][0] == loss and all(torch.equal(weights[k], x) for k, x in ends[other][1].items())

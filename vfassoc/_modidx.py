@@ -296,6 +296,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'vfassoc/corpus/packed.py'),
                                        'vfassoc.corpus.packed.PackedMedia.slice': ( '1_corpus/packed.html#packedmedia.slice',
                                                                                     'vfassoc/corpus/packed.py'),
+                                       'vfassoc.corpus.packed.PackedMedia.sound': ( '1_corpus/packed.html#packedmedia.sound',
+                                                                                    'vfassoc/corpus/packed.py'),
                                        'vfassoc.corpus.packed.PackedMedia.voice': ( '1_corpus/packed.html#packedmedia.voice',
                                                                                     'vfassoc/corpus/packed.py'),
                                        'vfassoc.corpus.packed._Bytes': ('1_corpus/packed.html#_bytes', 'vfassoc/corpus/packed.py'),

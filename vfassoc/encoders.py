@@ -115,14 +115,16 @@ class VoiceFaceModel(nn.Module):
     def _enter(self, x:Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last) if self.cfg.channels_last and x.dim() == 4 else x
 
-    def _voice_input(self, voice:Tensor) -> Tensor: return voice if self.log_mel is None else self._enter(self.log_mel(voice))
+    def _voice_input(self, voice:Tensor) -> Tensor:
+        if voice.dtype == torch.int16: voice = voice.float().div_(32768) # 16-bit samples: half the way to the device
+        return voice if self.log_mel is None else self._enter(self.log_mel(voice))
 
     def _face_input(self, face:Tensor) -> Tensor:
         if self.cfg.towers == 'features': return face
         return self._enter((face.float() - 127.5)/128 if self.cfg.towers == 'faa' else prepare_faces(face))
 
     def encode_voice(self,
-        voice:Tensor, # (b, t) waveform, 16 kHz; or (b, voice_dim) features
+        voice:Tensor, # (b, t) waveform, 16 kHz, in [-1, 1] or int16; or (b, voice_dim) features
     ) -> Tensor: # (b, dim) unit norm; projected while the model is in training mode
         "Voices to unit vectors."
         return self._finish(self.voice(self._voice_input(voice)), 0)

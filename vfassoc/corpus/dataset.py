@@ -68,7 +68,7 @@ class PairDataset(_Rows):
 
     def __getitem__(self,
         key:tuple[int, int]|int, # (epoch, row); a row alone means epoch 0
-    ) -> tuple[Tensor, Tensor, int]: # voice (t,) float32 16 kHz; face (3, size, size) uint8; row
+    ) -> tuple[Tensor, Tensor, int]: # voice (t,) 16 kHz, float32 (int16 from a packed corpus of 16-bit voices); face (3, size, size) uint8; row
         "The equation above."
         epoch, row = key if isinstance(key, tuple) else (0, int(key))
         voices, faces = self._voices[row], self._faces[row]
@@ -76,7 +76,7 @@ class PairDataset(_Rows):
         if self.augment:
             rng = rng_for(self.seed, 'item', epoch, row)
             a, b, flip = rng.integers(len(voices)), rng.integers(len(faces)), rng.random() < 0.5
-        voice = torch.from_numpy(self._files.voice(voices[a], self.seconds, rng))
+        voice = torch.from_numpy(self._files.sound(voices[a], self.seconds, rng))
         return voice, self._files.face(faces[b], self.size, flip and self.flip), row
 
 # %% ../../nbs/1_corpus/05_dataset.ipynb #605a5f2d
@@ -154,7 +154,7 @@ class MediaDataset(_Rows):
 
     def __getitem__(self, row:int) -> tuple[int, Tensor]: # row; voice (t,) float32 or face (3, size, size) uint8
         if self.modality == 'face': return row, self._files.face(row, self.size)
-        return row, torch.from_numpy(self._files.voice(row, self.seconds))
+        return row, torch.from_numpy(self._files.sound(row, self.seconds))
 
 def media_loader(
     dataset:MediaDataset, # the files

@@ -40,12 +40,14 @@ def crop_samples(
     x:np.ndarray, # (t,) int16 samples at 16 kHz
     seconds:float|None, # length of the crop; None: all
     rng:np.random.Generator|None=None, # draws its place; None: the middle
-) -> np.ndarray: # (round(16000*seconds),) float32 in [-1, 1]
+    scale:bool=True, # to [-1, 1], float32; False: int16 as they are, half the bytes
+) -> np.ndarray: # (round(16000*seconds),)
     "`read_audio` of samples: the same crop, the same numbers."
     size = len(x) if seconds is None else round(seconds*SAMPLE_RATE)
     want = min(len(x), size)
     at = 0 if want == len(x) else (len(x) - want)//2 if rng is None else int(rng.integers(len(x) - want + 1))
-    out = np.multiply(x[at:at + want], np.float32(1/32768), dtype=np.float32) # a power of two: exact
+    out = x[at:at + want]
+    out = np.multiply(out, np.float32(1/32768), dtype=np.float32) if scale else out.copy() # a power of two: exact
     return out if size == want else np.resize(out, size)
 
 class LooseMedia:
@@ -56,6 +58,7 @@ class LooseMedia:
 
     def _path(self, row): return f'{self.root}/{self.paths[int(row)].as_py()}'
     def voice(self, row:int, seconds:float|None=None, rng=None) -> np.ndarray: return read_audio(self._path(row), seconds, rng)
+    sound = voice # what goes into a batch
     def face(self, row:int, size:int=224, flip:bool=False) -> Tensor: return read_face(self._path(row), size, flip)
     def raw(self, row:int) -> bytes: return Path(self._path(row)).read_bytes()
 
@@ -69,7 +72,8 @@ class PackedMedia:
         self.root, self.paths, self.at, self.maps = Path(root), paths, at, {}
         index = np.load(self.root/'index.npz', allow_pickle=False)
         self.shard, self.offset, self.length, self.kind = (index[k] for k in ('shard', 'offset', 'length', 'kind'))
-        self.pixels = read_json(self.root/PACK)['pixels']
+        about = read_json(self.root/PACK)
+        self.pixels, self.samples = about['pixels'], about.get('samples') is True # all voices are samples
 
     def __getstate__(self): return {**self.__dict__, 'maps': {}} # a process that is started anew maps for itself
 
@@ -91,6 +95,10 @@ class PackedMedia:
         x = self.slice(row, 'voice')
         if self.kind[self.at[int(row)]] == SAMPLES: return crop_samples(x.view('<i2'), seconds, rng)
         return self._named(lambda: read_audio(_Bytes(x), seconds, rng), row)
+
+    def sound(self, row:int, seconds:float|None=None, rng=None) -> np.ndarray: # (t,) int16 where all voices are samples, float32 otherwise
+        "What goes into a batch: samples are scaled by the model, on its device."
+        return crop_samples(self.slice(row, 'voice').view('<i2'), seconds, rng, False) if self.samples else self.voice(row, seconds, rng)
 
     def face(self, row:int, size:int=224, flip:bool=False) -> Tensor: # (3, size, size) uint8
         x = self.slice(row, 'face')
@@ -209,7 +217,8 @@ def pack(
     for name in _TEXTS:
         if (manifest.root/name).is_file(): shutil.copyfile(manifest.root/name, out/name)
     save_manifest(Manifest(out, manifest.table, manifest.report, manifest.hash), out/'manifest.parquet')
-    write_json(out/PACK, dict(about, files=n, shards={_shard(out, m, k).name: _shard(out, m, k).stat().st_size for m, k, *_ in shards}))
+    samples = bool((index['kind'][(manifest.table.modality == 'voice').to_numpy()] == SAMPLES).all())
+    write_json(out/PACK, dict(about, files=n, samples=samples, shards={_shard(out, m, k).name: _shard(out, m, k).stat().st_size for m, k, *_ in shards}))
     for m, k, *_ in shards: _shard(out, m, k).with_suffix('.npz').unlink()
     begun.unlink()
     return out
@@ -244,5 +253,5 @@ def _check_index(root, m, about, again):
     if ok:
         room = pd.Series(m.table.modality.to_numpy() + '-' + pd.Series(shard).astype(str).str.zfill(4).to_numpy()).map(size).to_numpy()
         ok = bool(((offset >= 0) & (length > 0) & (offset + length <= room) & (kind <= PIXELS)).all()) and bool((length[kind == SAMPLES] % 2 == 0).all() and (offset[kind == SAMPLES] % 2 == 0).all()) \
-            and bool((length[kind == PIXELS] == 3*about['pixels']**2).all())
+            and bool((length[kind == PIXELS] == 3*about['pixels']**2).all()) and (about.get('samples') is not True or bool((kind[(m.table.modality == 'voice').to_numpy()] == SAMPLES).all()))
     if not ok: raise CorpusError(f'{where}: does not fit the shards beside it; {again}')
