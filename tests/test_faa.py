@@ -1,5 +1,6 @@
 "FAA from features to reports at tiny scale, on the given real features, and what must be refused."
 import json, os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,17 @@ from safetensors.torch import save_file
 from checkout import ROOT
 from tiny_grid import PROTOCOL, SYNTH, here, ini
 from vfassoc.cli import main
-from vfassoc.core import RunError, RunFolder, Settings, read_json
+from vfassoc.core import ConfigError, CorpusError, RunError, RunFolder, Settings, read_json
+from vfassoc.corpus.dataset import GlobalBatches, PairDataset, make_loader
 from vfassoc.corpus.features import load_features
+from vfassoc.evaluation.fused import FusedScorer
 from vfassoc.evaluation.grid import GRIDS, Grid, load_grid, run_grid
-from vfassoc.evaluation.protocols import load_embeddings
+from vfassoc.evaluation.protocols import Embeddings, load_embeddings
 from vfassoc.ecapa import Ecapa
-from vfassoc.fusion import score_all
+from vfassoc.fusion import FusionConfig, FusionEncoder, score_all
 from vfassoc.inception import InceptionResnetV1
 from vfassoc.methods.faa import FAA
-from vfassoc.recipes import load_fusion, load_model, load_recipe, train
+from vfassoc.recipes import load_fusion, load_model, load_recipe, open_corpus, train
 from vfassoc.evaluation.runs import evaluate_run
 from vfassoc.reports import tables
 from vfassoc.reports.runner import run_report
@@ -211,3 +214,78 @@ def test_real_features(tmp_path):
     auc = t[t.metric == 'auc'].set_index(['by', 'stratum'])
     assert auc.loc[('fused', 'U'), 'value'] > .57 # .63 with seeds 0 and 1; the cosine of linear projections of 704 numbers, learnt from 140 people, stays near chance
     for by in ('fused', 'cosine'): assert auc.loc[(by, 'G'), 'low'] < .5 < auc.loc[(by, 'G'), 'high'], by
+
+
+# ---- what a review found
+
+def test_features_that_were_exchanged_under_a_run_are_noticed(grid, tmp_path):
+    file, z = tmp_path/'mine.npz', dict(np.load(grid/'data/tiny.npz'))
+    np.savez(file, **z)
+    recipe = load_recipe('faa-demo', {**CHANGES, 'data.features': str(file), 'train.samples': 36, 'method.clusters': 'fixed', 'method.n_clusters': 12})
+    assert train(recipe, tmp_path/'run', here(grid), quiet=True).finished
+    assert len(evaluate_run(tmp_path/'run', here(grid), PROTOCOL).table)
+    np.savez(file, **{**z, 'face': z['face'][:, ::-1].copy()}) # another encoder, as wide, under the same name
+    with pytest.raises(RunError, match='learnt from other features than'): evaluate_run(tmp_path/'run', here(grid), PROTOCOL)
+    with pytest.raises(RunError, match='learnt from other features than'): train(recipe, tmp_path/'run', here(grid), quiet=True)
+    plan = small(seeds=(0,), **{'data.features': str(file)})
+    assert set(run_grid(replace(plan, encoder={}, variants={'multi-similarity': plan.variants['multi-similarity']}), tmp_path/'g', here(grid), jobs=1, say=lambda line: None).result) == {'done'}
+    np.savez(file, **z)
+    t = run_grid(replace(plan, encoder={}, variants={'multi-similarity': plan.variants['multi-similarity']}), tmp_path/'g', here(grid), jobs=1, say=lambda line: None)
+    assert 'learnt from other features than' in t.result.iloc[0] # not "finished before"
+
+
+def test_an_encoder_that_met_the_test_people_is_refused(grid, tmp_path):
+    file, z = tmp_path/'mine.npz', dict(np.load(grid/'data/tiny.npz'))
+    test = open_corpus('tiny', here(grid)).identities('test')
+    about = json.loads(str(z.pop('about')))
+    np.savez(file, about=json.dumps({**about, 'identities': test[:1]}), **z)
+    recipe = load_recipe('faa-demo', {**CHANGES, 'data.features': str(file), 'train.samples': 36, 'method.clusters': 'fixed', 'method.n_clusters': 12})
+    assert train(recipe, tmp_path/'run', here(grid), quiet=True).finished
+    with pytest.raises(RunError, match='1 of .* identities were trained on'): evaluate_run(tmp_path/'run', here(grid), PROTOCOL)
+
+
+@pytest.mark.parametrize('pool', ['mean', 'cls'])
+def test_every_pair_equals_the_plain_encoder_and_equal_vectors_score_equally(pool):
+    torch.manual_seed(0)
+    fusion = FusionEncoder(FusionConfig(dim=8, layers=2, heads=2, inner=16, pool=pool)).eval()
+    v, f = torch.nn.functional.normalize(torch.randn(2, 13, 8), dim=2)
+    with torch.no_grad(): plain = fusion(v.repeat_interleave(13, 0), f.repeat(13, 1)).softmax(1)[:, 1].view(13, 13)
+    for pairs in (0, 1, 30): assert np.allclose(score_all(fusion, v, f, pairs=pairs, quiet=True), plain, atol=1e-6)
+    tables = [pd.DataFrame(dict(path=[str(i) for i in range(60)], identity='a', video='v', gender='f', nationality='x', age=0.)) for _ in 'vf']
+    emb = Embeddings(v[torch.arange(60) % 13].numpy(), f[torch.arange(60) % 7].numpy(), *tables)
+    for table in (0, 1 << 20):
+        s = FusedScorer(fusion, emb, table, quiet=True).block(np.arange(60), np.arange(60))
+        assert (s[:13] == s[13:26]).all() and (s[:, :7] == s[:, 7:14]).all()
+
+
+def test_reading_draws_nothing_from_torchs_random_state(grid):
+    "So that dropout after a resume is that of a run that was not stopped."
+    m = open_corpus('tiny', here(grid))
+    data, before = PairDataset(m, 'train', 1., 32), torch.random.get_rng_state()
+    assert len(list(make_loader(data, GlobalBatches(len(data), 12, 0, 0), 0))) and torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_scratch_is_said_and_small_faces_are_refused(grid, tmp_path, capsys):
+    changes = {k: v for k, v in CHANGES.items() if k not in ('model.voice_dim', 'model.face_dim')}
+    recipe = load_recipe('faa-demo', {**changes, 'data.features': '', 'data.seconds': 1., 'data.size': 64, 'model.towers': 'faa', 'train.samples': 8, 'train.batch_size': 4, 'train.warmup': 4})
+    with pytest.raises(ConfigError, match='data.size = 64; Inception-ResNet-V1 takes faces from 75 pixels'): train(recipe, tmp_path/'run', here(grid), quiet=True)
+    recipe = load_recipe('faa-demo', {**changes, 'data.features': '', 'data.seconds': 1., 'data.size': 80, 'model.towers': 'faa', 'train.samples': 8, 'train.batch_size': 4, 'train.warmup': 4, 'train.lr': 1e-6, 'train.lr_start': 1e-6, 'train.lr_end': 1e-6})
+    capsys.readouterr()
+    assert train(recipe, tmp_path/'run', here(grid), quiet=True).finished
+    assert 'voice encoder: no weights given' in (err := capsys.readouterr().err) and 'face encoder: no weights given' in err
+
+
+@pytest.mark.parametrize('how', ['npy', 'list', 'bytes'])
+def test_damaged_files_of_features_are_one_line(grid, tmp_path, how):
+    file, z = tmp_path/'x.npz', dict(np.load(grid/'data/tiny.npz'))
+    if how == 'npy': np.save(tmp_path/'x.npy', z['voice']); (tmp_path/'x.npy').rename(file)
+    elif how == 'list': np.savez(file, **{**z, 'about': '[1]'})
+    else:
+        np.savez_compressed(file, **z)
+        whole = file.read_bytes()
+        for at in range(200, len(whole) - 200, len(whole)//40):
+            file.write_bytes(whole[:at] + b'\xff'*20 + whole[at + 20:])
+            try: load_features(file)
+            except CorpusError as e: assert str(e).count('\n') == 0
+        return
+    with pytest.raises(CorpusError, match='not a file of features or damaged'): load_features(file)
