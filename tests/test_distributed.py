@@ -27,7 +27,9 @@ def spawn(job, folder, port, n=2):
            'ACCELERATE_USE_CPU': 'true', 'CUDA_VISIBLE_DEVICES': ''}
     ps = [subprocess.Popen([sys.executable, __file__, job, str(folder)], env={**env, 'RANK': str(r), 'LOCAL_RANK': str(r)},
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in range(n)]
-    outs = [p.communicate(timeout=300)[0] for p in ps]
+    try: outs = [p.communicate(timeout=300)[0] for p in ps]
+    finally:
+        for p in ps: p.kill() # nobody stays behind
     assert [p.returncode for p in ps] == [0]*n, outs[0][-3000:]
 
 
