@@ -130,8 +130,9 @@ class _Search:
     def __init__(self, rows:_Rows, k:int, euclid:bool, assign:Tensor|None=None):
         self.rows, self.k, self.euclid, self.assign = rows, k, euclid, assign
         self.lo, self.hi, self.rest = rows.x.new_full((3, len(rows.x)), -math.inf)
-        self.x_low = F.pad(rows.low, (0, 32)) if euclid else rows.low # the bias is two more columns of the product
-        if euclid: self.x_low[:, -32:-30] = 1
+        self.wide = euclid and rows.dtype != torch.float32 # a rounded bias is two more columns of the product
+        self.x_low = F.pad(rows.low, (0, 32)) if self.wide else rows.low
+        if self.wide: self.x_low[:, -32:-30] = 1
         self.eps = rows.eps # relative rounding of a score
         self.certain = False # has every row met every centroid?
         self.room = rows.low.new_empty(0) # where the scores of a block are written; new memory would cost more than they do
@@ -144,7 +145,7 @@ class _Search:
         big = c.norm(dim=1).max()
         self.err = r.off*big + (r.norm + r.off)*off.max() + r.slack*r.norm*big + (r.eps**2 + r.slack)*self.b.max()
         if gone is not None: self.b = self.b.masked_fill(gone, -_NEVER)
-        if self.euclid:                                             # b in two parts, so that it is not rounded to 8 bits
+        if self.wide:                                               # b in two parts, so that it is not rounded to 8 bits
             high = self.b.to(r.dtype)
             self.c_low = F.pad(torch.cat([self.c_low, torch.stack([-high, (high - self.b).to(r.dtype)], 1)], 1), (0, 30))
 
@@ -154,7 +155,9 @@ class _Search:
             return torch.addmm(-b, self.rows.x[r], c.T) if self.euclid else self.rows.x[r]@c.T
         x, c = self.x_low[r], self.c_low if cols is None else self.c_low[cols]
         if self.room.numel() < len(x)*len(c): self.room = c.new_empty(len(x)*len(c))
-        return torch.mm(x, c.T, out=self.room[:len(x)*len(c)].view(len(x), len(c)))
+        out = self.room[:len(x)*len(c)].view(len(x), len(c))
+        if self.wide or not self.euclid: return torch.mm(x, c.T, out=out)
+        return torch.addmm(-self.b if cols is None else -self.b[cols], x, c.T, out=out)
 
     def look(self, rows:Tensor|None=None, cols:Tensor|None=None):
         "Let `rows` meet the centroids `cols` (None: all) and go where the score is higher."
