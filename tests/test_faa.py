@@ -14,7 +14,9 @@ from checkout import ROOT
 from tiny_grid import PROTOCOL, SYNTH, here, ini
 from vfassoc.cli import main
 from vfassoc.core import ConfigError, CorpusError, RunError, RunFolder, Settings, read_json
+from vfassoc.cache import make_features
 from vfassoc.corpus.dataset import GlobalBatches, PairDataset, make_loader
+from vfassoc.corpus.synthetic import SynthConfig, write_corpus
 from vfassoc.corpus.features import load_features
 from vfassoc.evaluation.fused import FusedScorer
 from vfassoc.evaluation.grid import GRIDS, Grid, load_grid, run_grid
@@ -289,3 +291,26 @@ def test_damaged_files_of_features_are_one_line(grid, tmp_path, how):
             except CorpusError as e: assert str(e).count('\n') == 0
         return
     with pytest.raises(CorpusError, match='not a file of features or damaged'): load_features(file)
+
+
+def test_people_drawn_with_one_seed_are_the_same_people_in_every_corpus(grid):
+    "Only another seed draws other people; another hash of the files does not."
+    write_corpus(grid/'data/cousins', SynthConfig(**{**SYNTH, 'seed': 7, 'frames': 2, 'train': .25, 'valid': .25}), 0)
+    for corpus, bare in (('cousins', True), ('tiny', False)):
+        f = load_features(make_features('enc', corpus, f'{corpus}-again.npz', here(grid), quiet=True))
+        assert all(('/' not in i) == bare for i in f.about['identities']), corpus
+
+
+def test_a_rename_that_failed_is_made_up_for(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    fusion = FusionEncoder(FusionConfig(dim=8, layers=1, heads=2, inner=16)).eval()
+    v, f = torch.nn.functional.normalize(torch.randn(2, 9, 8), dim=2)
+    real = Path.rename
+    def refuse(self, to): raise OSError('the process ended here')
+    monkeypatch.setattr(Path, 'rename', refuse)
+    with pytest.raises(OSError): score_all(fusion, v, f, out=tmp_path/'s.npy', quiet=True)
+    monkeypatch.setattr(Path, 'rename', real)
+    s = score_all(fusion, v, f, out=tmp_path/'s.npy', quiet=True)
+    assert (tmp_path/'s.npy').is_file() and not s.flags.writeable and np.allclose(s, score_all(fusion, v, f, quiet=True))
+    (tmp_path/'s.json').write_text('{')
+    with pytest.raises(RunError, match='holds scores of other galleries'): score_all(fusion, v, f, out=tmp_path/'s.npy', quiet=True)
