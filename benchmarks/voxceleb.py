@@ -14,8 +14,9 @@ import vfassoc.evaluation.protocols as protocols
 from vfassoc.corpus.tree import read_metadata
 from vfassoc.corpus.voxceleb import read_index
 from vfassoc.evaluation.listed import baseline_vectors, listed_media
-from vfassoc.evaluation.lists import evaluate_lists, read_lists, resolve_lists
+from vfassoc.evaluation.lists import read_lists
 from vfassoc.evaluation.protocols import CosineScorer, Embeddings, ProtocolConfig
+from vfassoc.evaluation.published import evaluate_lists, resolve_lists
 
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6
 

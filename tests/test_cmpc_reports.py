@@ -4,12 +4,9 @@ import re, shutil
 import numpy as np
 import pandas as pd
 import pytest
-from bs4 import BeautifulSoup
 
-from checkout import ROOT
-from tiny_grid import here, ini, tiny
+from tiny_grid import finished, here, page, tiny
 from vfassoc.core import RunError, read_json
-from vfassoc.evaluation.grid import run_grid
 from vfassoc.reports import tables
 from vfassoc.reports.differences import paired_differences
 from vfassoc.reports.runner import run_report
@@ -19,22 +16,11 @@ ALL = ('CID', '+ prototypes', 'CMPC', 'CMPC as released', 'CMPC, 2 shots', 'supe
 
 
 @pytest.fixture(scope='module')
-def grid(tmp_path_factory):
-    d = tmp_path_factory.mktemp('reports')
-    ini(d)
-    t = run_grid(tiny(ALL, (0, 1)), d/'runs'/'g', here(d), jobs=2, say=lambda line: None)
-    assert set(t.result) == {'done'}, t.result.tolist()
-    return d
+def grid(tmp_path_factory): return finished(tiny(ALL, (0, 1)), tmp_path_factory.mktemp('reports'))
 
 
 @pytest.fixture(autouse=True)
 def settings(grid, monkeypatch): monkeypatch.setenv('VFASSOC_SETTINGS', str(grid/'settings.ini'))
-
-
-def page(name, folder, **parameters):
-    _, html = run_report(ROOT/'nbs'/'reports'/f'{name}.ipynb', folder/name, {**parameters, 'figures': folder/'figures'}, quiet=True)
-    soup = BeautifulSoup(html.read_text(), 'html.parser')
-    return soup, ' '.join(soup.get_text(' ').split()), {p.name for p in (folder/'figures').iterdir()}
 
 
 def test_ablation(grid, tmp_path):

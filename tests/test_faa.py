@@ -7,11 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bs4 import BeautifulSoup
 from safetensors.torch import save_file
 
-from checkout import ROOT
-from tiny_grid import PROTOCOL, SYNTH, here, ini
+from tiny_grid import PROTOCOL, SYNTH, finished, here, page
 from vfassoc.cli import main
 from vfassoc.core import ConfigError, CorpusError, RunError, RunFolder, Settings, read_json
 from vfassoc.cache import make_features
@@ -28,7 +26,6 @@ from vfassoc.methods.faa import FAA
 from vfassoc.recipes import load_fusion, load_model, load_recipe, open_corpus, train
 from vfassoc.evaluation.runs import evaluate_run
 from vfassoc.reports import tables
-from vfassoc.reports.runner import run_report
 from vfassoc.reports.traces import read_traces
 
 FUSION = dict(dim=8, layers=2, heads=2, inner=16)
@@ -45,36 +42,25 @@ def small(name='claims-faa', seeds=(0, 1), **changes):
 
 
 @pytest.fixture(scope='module')
-def grid(tmp_path_factory):
-    d = tmp_path_factory.mktemp('faa')
-    ini(d)
-    t = run_grid(small(), d/'runs'/'g', here(d), jobs=2, say=lambda line: None)
-    assert set(t.result) == {'done'}, t.result.tolist()
-    return d
+def grid(tmp_path_factory): return finished(small(), tmp_path_factory.mktemp('faa'))
 
 
 @pytest.fixture(autouse=True)
 def settings(grid, monkeypatch): monkeypatch.setenv('VFASSOC_SETTINGS', str(grid/'settings.ini'))
 
 
-def page(name, folder, **parameters):
-    _, html = run_report(ROOT/'nbs'/'reports'/f'{name}.ipynb', folder/name, {**parameters, 'figures': folder/'figures'}, quiet=True)
-    soup = BeautifulSoup(html.read_text(), 'html.parser')
-    return ' '.join(soup.get_text(' ').split()), {p.name for p in (folder/'figures').iterdir()}
-
-
 def scores(grid, *variants): return tables.read_scores([grid/'runs/g'/v/f'seed{s}' for v in variants for s in (0, 1)])
 
 
 def test_ablation(grid, tmp_path):
-    text, figures = page('ablation_faa', tmp_path, grid=str(grid/'runs/g'))
+    _, text, figures = page('ablation_faa', tmp_path, grid=str(grid/'runs/g'))
     mean = scores(grid, 'faa').query('method == "FAA, cosine" and metric == "auc" and stratum == "G"').value.mean()
     assert f'{100*mean:.1f}' in text and 'FAA, cosine (2 seeds)' in text and 'FAA, shortlist 2 (2 seeds)' not in text
     assert figures == {'differences.png', 'training.png'} and 'encoders (enc' in text
 
 
 def test_claims(grid, tmp_path):
-    text, figures = page('claims_faa', tmp_path, grid=str(grid/'runs/g'))
+    _, text, figures = page('claims_faa', tmp_path, grid=str(grid/'runs/g'))
     assert figures == {f'claim-{k}.png' for k in range(1, 6)} | {'pseudo-labels.png', 'negatives.png'}
     s = scores(grid, 'faa-sampled-negatives').query('metric == "map" and direction == "v2f"').pivot_table('value', 'seed', 'method')
     d = (s['FAA, sampled negatives'] - s['FAA, sampled negatives, shortlist 2']).mean()
@@ -83,7 +69,7 @@ def test_claims(grid, tmp_path):
 
 
 def test_compare(grid, tmp_path):
-    text, figures = page('compare', tmp_path, grid=str(grid/'runs/g'), baseline='multi-similarity')
+    _, text, figures = page('compare', tmp_path, grid=str(grid/'runs/g'), baseline='multi-similarity')
     took = read_json(grid/'runs/enc/provenance.json')['train_seconds']
     assert figures == {'compare.png'} and 'its encoder, before (s)' in text and f'{round(took):.1f}' in text
 

@@ -18,7 +18,8 @@ from vfassoc.corpus.manifest import scan
 from vfassoc.corpus.packed import load_pack
 from vfassoc.corpus.tree import read_metadata, read_splits
 from vfassoc.evaluation.listed import BASELINES, baseline_run, listed_media
-from vfassoc.evaluation.lists import claims, evaluate_lists, list_table, read_lists, resolve_lists
+from vfassoc.evaluation.lists import read_lists
+from vfassoc.evaluation.published import claims, evaluate_lists, list_table, resolve_lists
 from vfassoc.evaluation.protocols import AttributeScorer, ProtocolConfig
 from vfassoc.reports.tables import percent
 from vfassoc.evaluation.trials import Matching, Retrieval, Verification, matching, retrieval, same_video_share, verification

@@ -1,8 +1,12 @@
 "A grid that trains in seconds: 24 drawn people, three videos each, small towers, a handful of steps."
 from pathlib import Path
 
+from bs4 import BeautifulSoup
+
+from checkout import ROOT
 from vfassoc.core import Settings
-from vfassoc.evaluation.grid import Grid
+from vfassoc.evaluation.grid import Grid, run_grid
+from vfassoc.reports.runner import run_report
 
 SYNTH = dict(identities=24, videos_per_identity=3, seconds=1., frames=1, size=40, train=.5, valid=.17)
 CHANGES = {'corpus': 'tiny', 'data.seconds': 1., 'data.size': 32, 'model.dim': 8, 'train.samples': 96, 'train.batch_size': 8, 'train.warmup': 8, 'train.trace': True}
@@ -26,3 +30,18 @@ def ini(folder):
     path = Path(folder)/'settings.ini'
     path.write_text('[vfassoc]\ndata = data\nruns = runs\nfigures = figures\ndevice = cpu\nworkers = 0\n')
     return path
+
+
+def finished(plan, folder):
+    "The folder, in which a grid has run to its end as `runs/g`."
+    ini(folder)
+    t = run_grid(plan, folder/'runs'/'g', here(folder), jobs=2, say=lambda line: None)
+    assert set(t.result) == {'done'}, t.result.tolist()
+    return folder
+
+
+def page(name, folder, **parameters):
+    "A report's page, its text, and the names of its figures."
+    _, html = run_report(ROOT/'nbs'/'reports'/f'{name}.ipynb', folder/name, {**parameters, 'figures': folder/'figures'}, quiet=True)
+    soup = BeautifulSoup(html.read_text(), 'html.parser')
+    return soup, ' '.join(soup.get_text(' ').split()), {p.name for p in (folder/'figures').iterdir()}

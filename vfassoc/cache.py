@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import ConfigError, RunError, Settings, from_dict, progress, read_json, write_json
+from .core import ConfigError, RunError, Settings, from_dict, progress, write_json
 from .corpus.features import save_features
+from .corpus.synthetic import drawn_seed
 from .encoders import ModelConfig, VoiceFaceModel
 from .recipes import load_model, open_corpus, run_path
 from .sources import DataConfig, Source, encode_media, features_path
@@ -90,7 +91,7 @@ def make_features(
     if unknown := sorted(set(options) - {'voice_weights', 'face_weights', 'seconds', 'size'}): raise ConfigError(f'features: unknown option {unknown[0]!r}; known: voice_weights, face_weights, seconds, size')
     model, data, about = find_encoder(name, settings, **options)
     path, m, home, drawn = features_path(str(out), settings), open_corpus(corpus, settings), about.pop('home', None), about.pop('drawn', None)
-    seed = read_json(m.root/'synth.json').get('seed') if (m.root/'synth.json').is_file() else None
+    seed = drawn_seed(m.root)
     if None not in (seed, drawn) and seed != drawn: # drawn people bear the same names in every drawn corpus, and are the same people only where the seed is
         about['identities'] = [f'{home[:8]}/{i}' for i in about['identities']]
     return cache_features(model, Source(m, data, model.cfg, settings), path, quiet, **about)

@@ -71,8 +71,9 @@ def pack(a, s):
 
 
 def lists(a, s):
-    from vfassoc.evaluation.lists import list_table, read_lists, resolve_lists
+    from vfassoc.evaluation.lists import read_lists
     from vfassoc.evaluation.listed import baseline_run, corpus_lists, listed_media
+    from vfassoc.evaluation.published import list_table, resolve_lists
     from vfassoc.recipes import open_corpus, run_path
     if bool(a.corpus) == bool(a.meta): raise ConfigError('lists: give either --corpus NAME, or --meta vox1_meta.csv for the lists alone')
     if a.baseline:

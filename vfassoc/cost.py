@@ -8,7 +8,6 @@ __all__ = ['CMPC_SPLIT', 'FAA_SPLIT', 'operations', 'CorpusSize', 'cost', 'disk'
 # %% ../nbs/5_training/04_cost.ipynb #7d676e93
 from dataclasses import dataclass, replace
 
-import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 

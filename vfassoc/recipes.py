@@ -20,6 +20,7 @@ from .core import (ConfigError, CorpusError, RunError, RunFolder, Settings, from
 from .corpus.dataset import GlobalBatches
 from .corpus.manifest import Manifest, assert_disjoint, load_or_scan
 from .corpus.packed import is_packed, load_pack
+from .corpus.synthetic import drawn_seed
 from .encoders import ModelConfig, VoiceFaceModel
 from .fusion import FusionEncoder
 from .methods.base import Method
@@ -289,9 +290,7 @@ def train(
     plan = [[(0, int(i)) for i in part] for part in np.array_split(np.arange(n_valid), -(-n_valid//64))]
     method.pooled = lambda: pool_videos(source, method.model, 'train', (rank, world))
     validate = lambda method: valid_auc(method, source.batches(data[1], plan), who)
-    seen |= set(source.features.about.get('identities', ())) if source.features else set()
-    drawn = read_json(m.root/'synth.json').get('seed') if (m.root/'synth.json').is_file() else None # drawn people bear the same names in every drawn corpus
-    about = dict(recipe=to_dict(recipe), corpus_hash=m.hash, drawn=drawn, identities=sorted({*m.videos('train').identity, *who, *seen}))
+    about = dict(recipe=to_dict(recipe), corpus_hash=m.hash, drawn=drawn_seed(m.root), identities=sorted({*m.videos('train').identity, *who, *seen, *source.met}))
     result = fit(method, batches, n//cfg.batch_size, cfg, run, validate, about, acc, quiet)
     if acc.is_main_process:
         if recipe.start: run.stamp(start_sha256=weights_hash(run_path(recipe.start, settings)))

@@ -63,6 +63,11 @@ class Source:
             if (there := getattr(self.features, m).shape[1]) != (want := getattr(model, f'{m}_dim')):
                 raise ConfigError(f'{self.features.path}: {m} vectors have {there} numbers, model.{m}_dim = {want}; set it to {there}, or take other features')
 
+    @property
+    def met(self) -> set[str]:
+        "People whom the encoder of the cached features has met, as far as the file says."
+        return set(self.features.about.get('identities', ())) if self.features else set()
+
     def pairs(self,
         split:str='train', # train, valid, seen or test
         seed:int=0, # of the choices

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GENERATOR', 'DEVIATES', 'FIRST', 'LAST', 'ALPHABET', 'VOICE_COLUMNS', 'FACE_COLUMNS', 'UNFINISHED', 'SynthConfig',
-           'draw_truth', 'make_media', 'write_corpus', 'read_config', 'read_truth', 'oracle_scores']
+           'draw_truth', 'make_media', 'drawn_seed', 'write_corpus', 'read_config', 'read_truth', 'oracle_scores']
 
 # %% ../../nbs/1_corpus/02e_synthetic.ipynb #e923a75f
 import multiprocessing, os, shutil, signal, threading, time
@@ -223,6 +223,12 @@ def _spread(f, parts, workers) -> Iterator:
     pool = ProcessPoolExecutor(min(workers, len(parts)), context, _leave_with, (os.getpid(),))
     try: yield from pool.map(f, parts)
     finally: pool.shutdown(cancel_futures=True)
+
+def drawn_seed(
+    root:str|Path, # any corpus
+) -> int|None: # None: it was not drawn
+    "The seed of a drawn corpus: its people bear the same names in every drawn corpus, and are the same people where the seed is."
+    return read_json(Path(root)/'synth.json').get('seed') if (Path(root)/'synth.json').is_file() else None
 
 def write_corpus(
     root:str|Path, # the folder; it is created

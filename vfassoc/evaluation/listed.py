@@ -17,8 +17,9 @@ from ..core import CorpusError, RunError, RunFolder, Settings, from_dict, open_r
 from ..corpus.manifest import Manifest
 from ..corpus.tree import nfc, read_metadata
 from .fused import FusedScorer, ShortlistScorer
-from .lists import NamedList, PublishedList, assert_one_each, evaluate_lists, list_table, read_lists, resolve_lists, used_media
+from .lists import NamedList, read_lists
 from .protocols import CosineScorer, Embeddings, ProtocolConfig, Result
+from .published import PublishedList, assert_one_each, evaluate_lists, list_table, resolve_lists, used_media
 from .runs import embed
 from .trials import Retrieval
 from ..recipes import load_fusion, load_model, open_corpus, same_features
@@ -94,10 +95,9 @@ def evaluate_on_lists(
     part = m.only([*voices.path, *faces.path])
     source = Source(part, recipe.data, recipe.model, settings)
     same_features(open_run(path), source)
-    people = {*about['identities'], *(source.features.about.get('identities', ()) if source.features else ())}
     emb = embed(model, source, None)
     assert emb.voices.path.tolist() == voices.path.tolist() and emb.faces.path.tolist() == faces.path.tolist()
-    result = _score(emb, lists, cfg, people, load_fusion(path, settings.torch_device))
+    result = _score(emb, lists, cfg, {*about['identities'], *source.met}, load_fusion(path, settings.torch_device))
     run = open_run(path)
     result = _with_note(result, other)
     write_listed(run, result, account)

@@ -66,7 +66,7 @@ def evaluate_run(
     source = Source(m, recipe.data, recipe.model, settings)
     same_features(open_run(path), source)
     emb, fusion = embed(model, source, split), load_fusion(path, settings.torch_device)
-    best, people = ceiling(m, split), {*about['identities'], *(source.features.about.get('identities', ()) if source.features else ())}
+    best, people = ceiling(m, split), {*about['identities'], *source.met}
     result = evaluate_fused(fusion, emb, cfg, best, people) if fusion else evaluate(CosineScorer(emb), emb.voices, emb.faces, cfg, best, people)
     run = open_run(path)
     save_embeddings(run, emb)

@@ -155,7 +155,7 @@ def candidate_curve(
     if ceiling is not None and np.isfinite(ceiling).any(): ax.plot(n, 100*np.asarray(ceiling), color=INK, ls=(0, (1, 2)), label='ceiling')
     ax.set(xlabel='candidates N', ylabel='accuracy (%)', ylim=(0, 100), title=title)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(fontsize=8, frameon=False, ncols=2, loc='upper center', bbox_to_anchor=(.5, -.2)) # below: curves and ceiling leave no room
     return ax
 
 # %% ../../nbs/7_reports/02_plots.ipynb #f74adcb0
