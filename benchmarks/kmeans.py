@@ -1,24 +1,28 @@
-"""k-means, all contenders in one run: python benchmarks/kmeans.py [--quick] [--threads 2] [--repeats 5]
+"""k-means, all contenders in one run: python benchmarks/kmeans.py [--quick] [--threads 2] [--repeats 5] [--device cuda]
 
 From the same start (random rows), the same number of centroid updates, the Euclidean metric on unit rows (then everybody
 minimises the same inertia): seconds per update, inertia afterwards, and the ratio to `vfassoc.clustering`'s default. Contenders take
 turns, in an order that changes with every repeat; a ratio is the median over repeats of ratios within one repeat, so that what else the machine
-does falls on all alike. Then: warm start against cold, and KeOps against dense by dimension (--dims).
+does falls on all alike. Then: warm start against cold, and KeOps against dense by dimension (--dims). On a GPU: the dense backend in
+bfloat16, TF32 and float32, KeOps, and naive blocks (faiss-cpu and scikit-learn stay on the CPU and are left out).
 """
 import argparse, os, random, statistics, time, warnings
+from pathlib import Path
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument('--quick', action='store_true', help='a small problem, seconds instead of minutes')
 parser.add_argument('--threads', type=int, default=2)
+parser.add_argument('--device', default='cpu', help='cpu, cuda')
 parser.add_argument('--repeats', type=int, default=None, help='rounds of all contenders (5; quick: 2)')
 parser.add_argument('--iters', type=int, default=10, help='centroid updates of each contender')
-parser.add_argument('--data', choices=('planted', 'isotropic', 'random'), default='planted')
+parser.add_argument('--data', choices=('planted', 'isotropic', 'random', 'faces'), default='planted',
+                    help='what the rows are like; faces: the real features of libri-lfw, which VFASSOC_SHARED leads to')
 parser.add_argument('--no-keops', action='store_true', help='leave KeOps out (it compiles, and takes most of the time)')
 parser.add_argument('--dims', action='store_true', help='only: KeOps against dense by dimension')
 parser.add_argument('--warm', action='store_true', help='only: warm start against cold')
 args = parser.parse_args()
 os.environ.update(OMP_NUM_THREADS=str(args.threads), OMP_WAIT_POLICY='PASSIVE', PYKEOPS_VERBOSE='0')
-os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
+if args.device == 'cpu': os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
 
 import faiss
 import numpy as np
@@ -30,6 +34,10 @@ from vfassoc.clustering import _keops_works, _matrix_units, kmeans, recluster
 from vfassoc.core import rng_for
 
 warnings.simplefilter('ignore')
+DEVICE = torch.device(args.device)
+if DEVICE.type == 'cuda' and not torch.cuda.is_available(): parser.error('no GPU can be used here; leave --device out')
+if args.data == 'faces' and 'VFASSOC_SHARED' not in os.environ: parser.error('--data faces needs VFASSOC_SHARED, the folder that holds corpora/libri-lfw')
+sync = torch.cuda.synchronize if DEVICE.type == 'cuda' else lambda: None
 torch.set_num_threads(args.threads)
 faiss.omp_set_num_threads(args.threads)
 N, D, IDS, KS = (3000, 128, 200, (60, 180)) if args.quick else (21_063, 512, 1251, (500, 1000, 1500))
@@ -38,9 +46,14 @@ REPEATS = args.repeats or (2 if args.quick else 5)
 
 def rows(kind:str, n:int=N, d:int=D, seed:int=0) -> torch.Tensor:
     """(n, d) unit rows. planted: identities in a 64-dimensional space with falling variances, rows scattered in it and outside of it,
-    as embeddings of a trained network are; isotropic: identities in all directions alike; random: no structure at all."""
+    as embeddings of a trained network are; isotropic: identities in all directions alike; random: no structure at all; faces: features of
+    real faces a, b, c mixed, a + 0.4(b - c), for there are only 1,041."""
     r = rng_for(seed, 'rows', kind)
     normal = lambda *s: r.standard_normal(s, dtype=np.float32)
+    if kind == 'faces':
+        real = torch.from_numpy(np.load(Path(os.environ['VFASSOC_SHARED'], 'corpora/libri-lfw/features.npz'))['face'])
+        a, b, c = F.normalize(real.float(), dim=1)[torch.from_numpy(r.integers(0, len(real), (3, n)))]
+        return F.normalize(a + .4*(b - c), dim=1)
     if kind == 'random': return F.normalize(torch.from_numpy(normal(n, d)), dim=1)
     who = r.integers(0, IDS, n)
     if kind == 'isotropic': x = (normal(IDS, d)[who] + 1.5*normal(n, d))/np.float32(d**.5)
@@ -79,8 +92,15 @@ def keops(x, c, iters):
     return c
 
 
-def ours(precision, **kw):
-    return lambda x, c, iters: kmeans(x, len(c), 'euclidean', start=c, max_iter=iters, tol=0, backend='dense', precision=precision, **kw).centroids
+def ours(precision, backend='dense', allow='highest'):
+    "Our centroids; `allow` is what torch may save in float32 products ('high': TF32)."
+    def run(x, c, iters):
+        before = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision(allow)
+            return kmeans(x, len(c), 'euclidean', start=c, max_iter=iters, tol=0, backend=backend, precision=precision).centroids
+        finally: torch.set_float32_matmul_precision(before)
+    return run
 
 
 def sklearn(algorithm):
@@ -96,27 +116,31 @@ def faiss_kmeans(x, c, iters):
 
 
 def clock(f, *a):
-    t = time.perf_counter()
+    sync(); t = time.perf_counter()
     out = f(*a)
-    return time.perf_counter() - t, out
+    sync(); return time.perf_counter() - t, out
 
 
 def contest(x, k):
     "Everybody `REPEATS` times, interleaved; a table."
-    start = x[torch.from_numpy(rng_for(0, 'start', k).permutation(len(x))[:k].copy())].clone()
-    field = {'vfassoc dense (auto)': ours('auto'), 'vfassoc dense, float32': ours('float32'), 'faiss-cpu': faiss_kmeans,
-             'scikit-learn lloyd': sklearn('lloyd'), 'torch, naive blocks': naive}
-    if not args.quick: field['scikit-learn elkan'] = sklearn('elkan')
+    start = x[torch.from_numpy(rng_for(0, 'start', k).permutation(len(x))[:k].copy()).to(x.device)].clone()
+    field = {'vfassoc dense (auto)': ours('auto'), 'vfassoc dense, float32': ours('float32'), 'torch, naive blocks': naive}
+    if DEVICE.type == 'cpu':
+        field |= {'faiss-cpu': faiss_kmeans, 'scikit-learn lloyd': sklearn('lloyd')}
+        if not args.quick: field['scikit-learn elkan'] = sklearn('elkan')
+    else:
+        field |= {'vfassoc dense, bf16': ours('bf16'), 'vfassoc dense, TF32': ours('float32', allow='high')}
+        if not args.no_keops and _keops_works(x.shape[1], DEVICE.type): field['vfassoc KeOps'] = ours('float32', 'keops')
     seconds, centroids = {name: [] for name in field}, {}
     for f in field.values(): f(x[:4*k], start, 1)
     for rep in range(REPEATS):
         order = list(field)
-        random.Random(rep).shuffle(order)
+        random.Random(f'{k} {rep}').shuffle(order)
         for name in order:
             t, centroids[name] = clock(field[name], x, start, args.iters)
             seconds[name].append(t/args.iters)
     ours_, base = seconds['vfassoc dense (auto)'], inertia(x, centroids['vfassoc dense (auto)'])
-    if not args.no_keops and _keops_works(x.shape[1], 'cpu'):
+    if not args.no_keops and _keops_works(x.shape[1], DEVICE.type):
         keops(x[:k], start, 1)
         t, c = clock(keops, x, start, 1)
         t1, one = clock(ours('auto'), x, start, 1)
@@ -131,7 +155,7 @@ def contest(x, k):
 
 def warm_against_cold(x, ks):
     "One epoch later: k-means++ and Lloyd until tolerance, against the clusters of the epoch before."
-    noise = torch.from_numpy(rng_for(1, 'move').standard_normal(x.shape, dtype=np.float32))/x.shape[1]**.5
+    noise = torch.from_numpy(rng_for(1, 'move').standard_normal(x.shape, dtype=np.float32)).to(x)/x.shape[1]**.5
     y = F.normalize(x + .25*noise, dim=1)
     print(f'warm against cold: rows moved to cosine {float((x*y).sum(1).mean()):.3f}, tolerance 1e-3, cosine metric')
     old = recluster(x, ks)
@@ -152,9 +176,9 @@ def by_dimension():
     n, k, iters = (5000, 100, 3) if args.quick else (21_063, 500, 3)
     print(f'backends by dimension: {n:,} rows, K = {k}, ms per update')
     for d in (2, 3, 8, 32, 128):
-        x = torch.from_numpy(rng_for(0, 'dims').standard_normal((n, d), dtype=np.float32))
+        x = torch.from_numpy(rng_for(0, 'dims').standard_normal((n, d), dtype=np.float32)).to(DEVICE)
         start, t = x[:k].clone(), {'dense': [], 'keops': []}
-        if not _keops_works(d, 'cpu'): return
+        if not _keops_works(d, DEVICE.type): return
         for rep in range(REPEATS):
             for b in t: t[b].append(clock(lambda: kmeans(x, k, 'euclidean', start=start, max_iter=iters, tol=0, backend=b))[0]/iters)
         a, b = (kmeans(x, k, 'euclidean', start=start, max_iter=iters, tol=0, backend=b) for b in t)
@@ -165,10 +189,10 @@ def by_dimension():
 
 def main():
     load = lambda: '/'.join(f'{v:.1f}' for v in os.getloadavg())
-    print(f'{N:,} x {D} unit rows ({args.data}), {args.iters} updates, {args.threads} threads of {os.cpu_count()}, {REPEATS} repeats, matrix units: '
-          f'{_matrix_units(torch.device("cpu"))}, load {load()}')
+    print(f'{N:,} x {D} unit rows ({args.data}) on {DEVICE}, {args.iters} updates, {args.threads} threads of {os.cpu_count()}, {REPEATS} repeats, matrix units: '
+          f'{_matrix_units(DEVICE)}, load {load()}')
     if args.dims: return by_dimension()
-    x = rows(args.data)
+    x = rows(args.data).to(DEVICE)
     if not args.warm:
         for k in KS:
             print(f'K = {k}')

@@ -36,7 +36,7 @@ def plain_lloyd(x, c, metric, iters):
 
 
 @pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
-@pytest.mark.parametrize('precision', ['float32', 'bf16'])
+@pytest.mark.parametrize('precision', ['float32', 'bf16', 'projected'])
 @pytest.mark.parametrize('iters', [1, 2, 5, 12])
 def test_equal_to_plain_lloyd(metric, precision, iters):
     x, _ = planted(unit=metric == 'cosine')
@@ -60,13 +60,13 @@ def test_the_result_belongs_to_its_centroids_at_any_stop():
 
 
 def test_precision_and_threads_change_nothing():
-    x, _ = planted(2000, 80, 128)
-    results = []
+    g, results = torch.Generator().manual_seed(3), []
+    x = F.normalize(torch.randn(2000, 12, generator=g)@torch.randn(12, 192, generator=g) + .2*torch.randn(2000, 192, generator=g), dim=1)
     before = torch.get_num_threads()
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            results += [kmeans(x, 70, start=x[:70], precision=p, tol=0) for p in ('float32', 'bf16')]
+            results += [kmeans(x, 70, start=x[:70], precision=p, tol=0) for p in ('float32', 'bf16', 'projected')]
     finally: torch.set_num_threads(before)
     for r in results[1:]:
         assert torch.equal(r.assign, results[0].assign) and torch.equal(r.centroids, results[0].centroids)
@@ -79,81 +79,6 @@ def test_rows_that_bfloat16_cannot_tell_apart(spread):
     x = F.normalize(torch.eye(32)[0] + spread*torch.randn(800, 32, generator=g), dim=1)
     a, b = (kmeans(x, 20, start=x[:20], precision=p, tol=0, max_iter=8) for p in ('float32', 'bf16'))
     assert torch.equal(a.assign, b.assign)
-
-
-@pytest.mark.parametrize('euclid', [False, True])
-def test_partial_updates_are_exact(euclid):
-    "Random subsets of centroids move; after each update every row is where a full look would have put it."
-    g = torch.Generator().manual_seed(5)
-    unit = (lambda t: t) if euclid else (lambda t: F.normalize(t, dim=1))
-    x, c = unit(torch.randn(700, 12, generator=g)), unit(torch.randn(50, 12, generator=g))
-    for dtype in (torch.float32, torch.bfloat16):
-        search = C._Search(C._Rows(x, dtype), 50, euclid)
-        moved, partial = torch.ones(50, dtype=torch.bool), 0
-        for _ in range(40):
-            c = unit(torch.where(moved[:, None], c + .4*torch.rand(1, generator=g)*torch.randn(50, 12, generator=g), c))
-            search.move(c)
-            search.update(moved)
-            s = x.double()@c.double().T - (c.double().square().sum(1)/2 if euclid else 0)
-            assert torch.equal(search.assign, s.argmax(1))
-            partial += int(moved.float().mean() <= .9)
-            moved = torch.rand(50, generator=g) < .6*torch.rand(1, generator=g)
-        assert partial > 30
-
-
-def test_bounds_hold_where_all_rounding_errors_point_the_same_way():
-    "x.c is 0.0029, the bfloat16 product says 0; every error has the sign of c, so the bound of Cauchy and Schwarz is nearly met."
-    c = torch.full((1, 64), 1/8)                                             # exact in bfloat16
-    x = torch.full((1, 64), 1/8)
-    x[:, ::2] *= 1 + .99*2**-8
-    x[:, 1::2] *= -(1 - .99*2**-9)
-    for a, b in ((x, c), (c, x)):
-        search = C._Search(C._Rows(a, torch.bfloat16), 2, False, torch.zeros(1, dtype=torch.long))
-        search.move(torch.cat([b, -a.sign()/8]))                             # the other one is far away: nothing is settled
-        search.look()
-        true = float(a.double()@b.double().T)
-        assert true > .0028 and search.lo <= true <= search.hi
-
-
-@pytest.mark.parametrize('euclid', [False, True])
-def test_bounds_hold_on_both_sides(euclid):
-    x, _ = planted(400, 20, 64, unit=not euclid)
-    c = x[:30] + .1
-    search = C._Search(C._Rows(x, torch.bfloat16), 30, euclid)
-    search.move(c)
-    search.look()
-    s = x.double()@c.double().T - (c.double().square().sum(1)/2 if euclid else 0)
-    own = s.gather(1, search.assign[:, None])[:, 0]
-    others = s.scatter(1, search.assign[:, None], -torch.inf).amax(1)
-    tiny = 1e-6*(x.norm(dim=1)*c.norm(dim=1).max() + search.b.max())         # a settled score is a float32 number
-    assert (search.lo <= own + tiny).all() and (own <= search.hi + tiny).all() and (search.rest >= others - tiny).all()
-    assert (search.hi - search.lo > 100*tiny).float().mean() > .5            # and most were never settled
-
-
-def test_the_bias_is_not_rounded_to_eight_bits():
-    "Rows at the origin: the scores are the biases alone, a few thousandths of themselves apart."
-    x = torch.zeros(3, 64)
-    c = torch.zeros(20, 64)
-    c[:, 0] = 10*(1 + 1e-3*torch.arange(20.).flip(0))
-    search = C._Search(C._Rows(x, torch.bfloat16), 20, True)
-    search.move(c)
-    want = -(c.square().sum(1)/2)
-    got = search._product(slice(0, 3), None).float()[0]
-    assert (search.c_low[:, -32:].float().sum(1) - want).abs().max() < 1e-4*want.abs().max()
-    search.look()
-    assert (search.assign == 19).all() and (got - want).abs().max() <= 2**-8*want.abs().max()
-
-
-def test_a_crowd_of_challengers_is_not_settled_pair_by_pair(monkeypatch):
-    pairs, score = [], C._pair_scores
-    monkeypatch.setattr(C, '_pair_scores', lambda *a, **k: pairs.append(len(a[3])) or score(*a, **k))
-    g = torch.Generator().manual_seed(0)
-    x = F.normalize(torch.eye(32)[0] + 2e-3*torch.randn(500, 32, generator=g), dim=1)
-    search = C._Search(C._Rows(x, torch.bfloat16), 200, False)
-    search.move(x[:200].clone())
-    search.look()
-    assert max(pairs) <= 500*17
-    assert (x@search.c.T).amax(1).sub((x*search.c[search.assign]).sum(1)).max() < 1e-6
 
 
 def test_same_inertia_as_scikit_learn():
@@ -335,7 +260,8 @@ def test_auto_is_what_was_measured(monkeypatch):
     assert C.choose(21_063, 1500, 8) == ('dense', 'float32') and C.choose(21_063, 500, 3) == ('dense', 'float32')
     assert C.choose(200_000, 500, 3) == ('keops', 'float32') and C.choose(200_000, 500, 3, 'cuda')[0] == 'dense'
     monkeypatch.setattr(C, '_matrix_units', lambda device: False)
-    assert C.choose(21_063, 1500, 512) == ('dense', 'float32')
+    assert C.choose(21_063, 1500, 512) == ('dense', 'projected') and C.choose(21_063, 1500, 512, 'cuda') == ('dense', 'float32')
+    assert C.choose(21_063, 1500, 128) == C.choose(300, 20, 512) == ('dense', 'float32')
 
 
 def test_auto_does_not_touch_keops(monkeypatch):

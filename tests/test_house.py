@@ -13,7 +13,7 @@ from checkout import ROOT, modules, notebooks
 ROOMS = {
     '0_ground': 'core',
     '1_corpus': 'corpus.tree corpus.manifest corpus.voicebox corpus.sitter corpus.facebox corpus.planted corpus.synthetic corpus.voxceleb corpus.ingest corpus.audio corpus.face corpus.packed corpus.dataset corpus.features',
-    '2_representation': 'encoders inception ecapa memory clustering',
+    '2_representation': 'encoders inception ecapa memory nearest clustering',
     '3_objectives': 'losses.contrastive losses.prototype losses.recalibration losses.released losses.multisimilarity losses.baselines',
     '4_methods': 'fusion methods.base methods.cmpc methods.older methods.identity pairs methods.faa methods.catalog methods.released_code',
     '5_training': 'sources recipes training cache cost',

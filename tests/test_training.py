@@ -159,6 +159,40 @@ def test_other_configuration_or_model_is_refused(tmp_path):
         training.load_checkpoint(RunFolder(tmp_path), toy.build(dim=16), opt, cfg)
 
 
+def test_compiled_towers_learn_the_same_and_are_resumed(tmp_path, monkeypatch):
+    "Traced and differentiated as ever, but the graphs are run as they are: writing C++ for them takes minutes."
+    whole, graphs = torch.nn.Module.compile, []
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self: whole(self, backend='aot_eager') or graphs.append(self))
+    eager, _ = toy.run(tmp_path/'eager', validate=lambda m: float(toy.pooled(m.model).std()))
+    def stop(s):
+        if s == 9: raise RuntimeError
+    with pytest.raises(RuntimeError): toy.run(tmp_path/'run', stop, compile=True)
+    model, end = toy.run(tmp_path/'run', compile=True, validate=lambda m: float(toy.pooled(m.model).std()))
+    assert end.finished and graphs[-2:] == [model.model.voice, model.model.face]
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] > 0
+    a, b = (pd.read_csv(tmp_path/r/'history.csv') for r in ('eager', 'run'))
+    assert abs(a.loss - b.loss).max() < 1e-3*a.loss.max() and a.loss.iloc[-1] != a.loss.iloc[0]
+    assert weights(model).keys() == weights(eager).keys()                    # as ever: readable by whoever does not compile
+    with pytest.raises(RunError, match='started with compile = True'): toy.run(tmp_path/'run')
+
+
+def test_no_compiler_says_so_in_one_line(tmp_path, monkeypatch):
+    "The compiler is a file that is not there."
+    monkeypatch.setattr(torch._inductor.config.cpp, 'cxx', (str(tmp_path/'none'),))
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path/'cache'))
+    torch._dynamo.reset()
+    with pytest.raises(RunError, match='train.compile = false') as e: toy.run(tmp_path/'run', compile=True)
+    assert len(str(e.value)) < 400 and '\n' not in str(e.value)
+
+
+def test_a_run_from_before_a_setting_was_there_is_resumed(tmp_path, monkeypatch):
+    toy.run(tmp_path, steps=18)
+    tensors, plain = load_tensors(tmp_path/'checkpoints/last.safetensors')
+    del plain['train']['compile']
+    training.save_tensors(tmp_path/'checkpoints/last.safetensors', tensors, plain)
+    assert toy.run(tmp_path, steps=18)[1].finished
+
+
 def test_fewer_videos_than_a_batch(tmp_path):
     with pytest.raises(RunError, match='fewer training videos than batch_size'):
         training.fit(toy.build(), toy.batches, 0, TrainConfig(), RunFolder(tmp_path), quiet=True)

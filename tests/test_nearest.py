@@ -1,0 +1,245 @@
+"The nearest centroid: the naive answer by every product, bounds that hold on both sides and at their worst, and work that is really saved."
+import pytest
+import torch
+import torch.nn.functional as F
+
+import vfassoc.nearest as N
+from vfassoc.core import rng_for
+from vfassoc.nearest import Rows, Search, directions, pair_scores
+
+PRECISIONS = ['float32', 'bf16', 'projected']
+
+
+def flat(n, k, d=192, rank=8, seed=0, scatter=.1, unit=True):
+    "Rows in few directions with scatter in all, and centroids with less of it."
+    g = torch.Generator().manual_seed(seed)
+    basis = torch.randn(rank, d, generator=g)
+    x = torch.randn(n, rank, generator=g)@basis + scatter*torch.randn(n, d, generator=g)
+    c = torch.randn(k, rank, generator=g)@basis + scatter/5*torch.randn(k, d, generator=g)
+    return (F.normalize(x, dim=1), F.normalize(c, dim=1)) if unit else (x/4, c/4)
+
+
+def scores(x, c, euclid): return x.double()@c.double().T - (c.double().square().sum(1)/2 if euclid else 0)
+
+def product(search): return type(search.view).__name__
+
+
+@pytest.mark.parametrize('euclid', [False, True])
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_partial_updates_are_exact(euclid, precision):
+    "Random subsets of centroids move; after each update every row is where a full look would have put it."
+    g = torch.Generator().manual_seed(5)
+    x, c = flat(700, 50, unit=not euclid)
+    search = Search(Rows(x, precision), 50, euclid)
+    moved, partial = torch.ones(50, dtype=torch.bool), 0
+    for _ in range(40):
+        c = torch.where(moved[:, None], c + .4*torch.rand(1, generator=g)*c[torch.randperm(50, generator=g)], c)
+        c = c if euclid else F.normalize(c, dim=1)
+        search.move(c)
+        search.update(moved)
+        assert torch.equal(search.assign, scores(x, c, euclid).argmax(1))
+        partial += int(moved.float().mean() <= .9)
+        moved = torch.rand(50, generator=g) < .6*torch.rand(1, generator=g)
+    assert partial > 30 and product(search) == ('_Projected' if precision == 'projected' else '_Whole')
+
+
+def bounds_hold(search, x, c, euclid):
+    s = scores(x, c, euclid)
+    own = s.gather(1, search.assign[:, None])[:, 0]
+    others = s.scatter(1, search.assign[:, None], -torch.inf).amax(1)
+    tiny = 1e-6*(x.norm(dim=1)*c.norm(dim=1).max() + search.b.max())         # a settled score is a float32 number
+    assert (search.lo <= own + tiny).all() and (own <= search.hi + tiny).all() and (search.rest >= others - tiny).all()
+    return (search.hi - search.lo > 10*tiny).float().mean()
+
+
+@pytest.mark.parametrize('euclid', [False, True])
+@pytest.mark.parametrize('precision', ['bf16', 'projected'])
+def test_bounds_hold_on_both_sides(euclid, precision):
+    x, c = flat(400, 30, unit=not euclid)
+    search = Search(Rows(x, precision), 30, euclid)
+    search.move(c)
+    search.look()
+    assert bounds_hold(search, x, c, euclid) > .5                            # and most were never settled
+    moved = torch.arange(30) % 3 == 0
+    c = torch.where(moved[:, None], c + .1*c.roll(1, 0), c)
+    search.move(c)
+    search.update(moved)
+    bounds_hold(search, x, c, euclid)
+
+
+def test_bounds_hold_where_all_rounding_errors_point_the_same_way():
+    "x.c is 0.0029, the bfloat16 product says 0; every error has the sign of c, so the bound of Cauchy and Schwarz is nearly met."
+    c = torch.full((1, 64), 1/8)                                             # exact in bfloat16
+    x = torch.full((1, 64), 1/8)
+    x[:, ::2] *= 1 + .99*2**-8
+    x[:, 1::2] *= -(1 - .99*2**-9)
+    for a, b in ((x, c), (c, x)):
+        search = Search(Rows(a, 'bf16'), 2, False, torch.zeros(1, dtype=torch.long))
+        search.move(torch.cat([b, -a.sign()/8]))                             # the other one is far away: nothing is settled
+        search.look()
+        true = float(a.double()@b.double().T)
+        assert true > .0028 and search.lo <= true <= search.hi
+
+
+@pytest.mark.parametrize('sign', [1, -1])
+def test_bounds_hold_where_what_lies_beyond_points_the_same_way_or_the_opposite(sign):
+    "One direction is kept; the rest of row and centroid are parallel (the upper bound is met) or opposed (the lower one)."
+    x, c = torch.zeros(1, 160), torch.zeros(2, 160)
+    x[0, :2] = torch.tensor([.8, .6])
+    c[0, :2], c[1, 0] = torch.tensor([.6, sign*.8]), -1.
+    rows = Rows(x)
+    rows.axes = torch.eye(160)[:, :1]
+    search = Search(rows, 2, False, torch.zeros(1, dtype=torch.long))
+    search.view = N._Projected(rows, 3)
+    search.tries = 0
+    search.move(c)
+    search.look()
+    assert search.lo <= .48 + sign*.48 <= search.hi and abs(float(search.hi - search.lo) - .96) < .01
+    assert search.rest >= -.8 and search.assign == 0
+
+
+@pytest.mark.parametrize('scale', [1e-3, 1., 1e3])
+@pytest.mark.parametrize('short', [1e-5, 1.])
+@pytest.mark.parametrize('scatter', [0., 1e-3, .3, 3.])
+def test_the_projected_bound_holds_in_float64(scale, short, scatter):
+    "Rows within the directions (lengths beyond are differences of equal numbers) or all over the space; short ones beside a large bias."
+    x, c = (scale*t for t in flat(300, 40, d=256, rank=20, scatter=scatter, unit=False))
+    x = short*x
+    rows = Rows(x, 'projected')
+    if rows.axes is None: rows.axes = torch.linalg.qr(torch.randn(256, 32, generator=torch.Generator().manual_seed(0)))[0]
+    b = c.square().sum(1)/2
+    view = N._Projected(rows, 32)
+    view.move(c, b, (c.norm(dim=1).max(), b.max()))
+    over = (view.x@view.c.T).double() - scores(x, c, True)
+    assert (over >= -view.err[:, None]).all() and (over <= (view.far[:, None]*view.gap + view.err[:, None])).all()
+
+
+def test_directions_are_orthonormal_and_the_longest():
+    x, _ = flat(3000, 2, d=256, rank=16)
+    p = directions(x, 32)
+    torch.testing.assert_close(p.T@p, torch.eye(32), atol=1e-6, rtol=0)
+    kept = (x@p[:, :16]).square().sum()/x.square().sum()
+    best = torch.linalg.eigvalsh((x.T@x).double()).flip(0)[:16].sum()/x.double().square().sum()
+    assert kept > .999*best > .9
+    assert torch.equal(p, directions(x, 32)) and directions(x, 0) is None
+
+
+def test_rows_that_fill_their_space_are_not_projected():
+    "They are noticed before the first product, or by the plan, and the answer is the same."
+    g = torch.Generator().manual_seed(0)
+    x = F.normalize(torch.randn(2000, 192, generator=g), dim=1)
+    assert directions(x, 32) is None
+    for x in (x, F.normalize(x + torch.eye(192)[0], dim=1)):                 # the second: one long direction, the rest fills the space
+        search = Search(Rows(x, 'projected'), 60, False)
+        search.move(x[:60])
+        for _ in range(5): search.look()
+        assert product(search) == '_Whole' and search.tries == 0
+        assert torch.equal(search.assign, scores(x, x[:60], False).argmax(1))
+    assert search.rows.axes is not None
+
+
+def test_a_plan_is_worth_its_cost(monkeypatch):
+    "Multiply-adds of ten updates on flat rows: projected well below float32, which is below all scores every time."
+    work, pairs = [], N.pair_scores
+    monkeypatch.setattr(N, 'pair_scores', lambda x, c, b, r, j, *a: work.append(len(j)*x.shape[1]) or pairs(x, c, b, r, j, *a))
+    whole = Search._product
+    def counted(self, r, cols):
+        out = whole(self, r, cols)
+        work.append(out.numel()*self.view.x.shape[1])
+        return out
+    monkeypatch.setattr(Search, '_product', counted)
+    x, _ = flat(3000, 2, d=512, rank=12, scatter=.3)
+    total = {}
+    for precision in ('float32', 'projected'):
+        work.clear()
+        search, c = Search(Rows(x, precision), 100, False), x[:100]
+        moved = torch.ones(100, dtype=torch.bool)
+        for _ in range(10):
+            search.move(c)
+            search.update(moved)
+            new = F.normalize(torch.zeros_like(c).index_add_(0, search.assign, x), dim=1)
+            moved = (new != c).any(1)
+            c = new
+        total[precision] = sum(work)/(10*3000*100*512)
+    assert total['projected'] < .5*total['float32'] < .5
+
+
+def test_the_bias_is_not_rounded_to_eight_bits():
+    "Rows at the origin: the scores are the biases alone, a few thousandths of themselves apart."
+    x = torch.zeros(3, 64)
+    c = torch.zeros(20, 64)
+    c[:, 0] = 10*(1 + 1e-3*torch.arange(20.).flip(0))
+    search = Search(Rows(x, 'bf16'), 20, True)
+    search.move(c)
+    want = -(c.square().sum(1)/2)
+    got = search._product(slice(0, 3), None).float()[0]
+    assert (search.view.c[:, -32:].float().sum(1) - want).abs().max() < 1e-4*want.abs().max()
+    search.look()
+    assert (search.assign == 19).all() and (got - want).abs().max() <= 2**-8*want.abs().max()
+
+
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_a_crowd_of_rivals_is_not_settled_pair_by_pair(monkeypatch, precision):
+    pairs, score = [], N.pair_scores
+    monkeypatch.setattr(N, 'pair_scores', lambda *a, **k: pairs.append(len(a[4])) or score(*a, **k))
+    g = torch.Generator().manual_seed(0)
+    x = F.normalize(torch.eye(192)[0] + 2e-3*torch.randn(500, 192, generator=g), dim=1)
+    search = Search(Rows(x, precision), 200, False)
+    search.move(x[:200].clone())
+    search.look()
+    assert sum(pairs) <= 500*18
+    assert (x@search.c.T).amax(1).sub((x*search.c[search.assign]).sum(1)).max() < 1e-6
+
+
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_equal_centroids_do_not_take_for_ever_and_the_lower_one_wins(monkeypatch, precision):
+    pairs, score = [], N.pair_scores
+    monkeypatch.setattr(N, 'pair_scores', lambda *a, **k: pairs.append(len(a[4])) or score(*a, **k))
+    x, c = flat(600, 5)
+    search = Search(Rows(x, precision), 10, False)
+    search.move(c.repeat(2, 1))
+    search.look()
+    assert torch.equal(search.assign, scores(x, c, False).argmax(1))
+    many = Search(Rows(x, precision), 500, False)                            # a hundred copies of each
+    many.move(c.repeat(100, 1))
+    pairs.clear()
+    many.look()
+    assert torch.equal(many.assign % 5, search.assign) and sum(pairs) <= 600*18
+
+
+def test_centroids_that_are_gone_win_no_row():
+    x, c = flat(300, 20)
+    gone = torch.arange(20) < 5
+    for precision in PRECISIONS:
+        search = Search(Rows(x, precision), 20, True)
+        for _ in range(2):
+            search.move(c, gone)
+            search.look()
+            assert torch.equal(search.assign, scores(x, c, True)[:, 5:].argmax(1) + 5), precision
+
+
+def test_pair_scores_do_not_depend_on_company():
+    "The number that decides is the same bits alone, in any block, and with rows given or in order."
+    x, c = flat(300, 20)
+    b, cols = c.square().sum(1)/2, torch.from_numpy(rng_for(0, 'cols').integers(0, 20, 300))
+    want = pair_scores(x, c, b, None, cols)
+    torch.testing.assert_close(want.double(), scores(x, c, True).gather(1, cols[:, None])[:, 0], atol=1e-6, rtol=0)
+    for block in (1, 7, 256): assert torch.equal(pair_scores(x, c, b, torch.arange(300), cols, block), want)
+    back = torch.arange(300).flip(0)
+    assert torch.equal(pair_scores(x, c, b, back, cols[back]).flip(0), want)
+
+
+@pytest.mark.parametrize('allowed', ['high', 'medium'])
+def test_bounds_know_what_torch_may_save(allowed):
+    "A product with fewer bits than float32 (TF32, bfloat16 inside) is within the bounds."
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(allowed)
+        x, c = flat(400, 30)
+        for precision in ('float32', 'projected'):
+            search = Search(Rows(x, precision), 30, False)
+            search.move(c)
+            search.look()
+            assert torch.equal(search.assign, scores(x, c, False).argmax(1))
+            assert (search.view.err > {'high': 2**-11, 'medium': 2**-8}[allowed]).all() # this machine may save nothing; others do
+    finally: torch.set_float32_matmul_precision(before)
