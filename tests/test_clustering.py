@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.cluster import KMeans
 
 import vfassoc.clustering as C
+import vfassoc.nearest as N
 from vfassoc.clustering import Clusters, density, kmeans, kmeans_plusplus, mutual_information, purity, recluster, released_kmeans
 from vfassoc.core import ConfigError, RunError, rng_for
 from vfassoc.memory import Memory
@@ -71,6 +72,85 @@ def test_precision_and_threads_change_nothing():
     for r in results[1:]:
         assert torch.equal(r.assign, results[0].assign) and torch.equal(r.centroids, results[0].centroids)
         assert torch.equal(r.sim, results[0].sim)
+
+
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
+def test_projected_products_give_the_same_clusters(metric, monkeypatch):
+    "From k-means++, from centroids with empty clusters among them, and warm; and they are really projected."
+    g, made = torch.Generator().manual_seed(3), []
+    x = torch.randn(3000, 12, generator=g)@torch.randn(12, 192, generator=g)/4 + .1*torch.randn(3000, 192, generator=g)
+    flat = N._Projected.__init__
+    monkeypatch.setattr(N._Projected, '__init__', lambda self, rows, width, which=None: made.append(which) or flat(self, rows, width, which))
+    far = torch.cat([x[:50], 30 + torch.zeros(10, 192)])
+    warm = kmeans(x, 60, metric, seed=2, precision='float32', max_iter=2)
+    for start in (None, far, warm):
+        a, b = (kmeans(x, 60, metric, start=start, seed=1, tol=0, precision=p, max_iter=12) for p in ('float32', 'projected'))
+        assert torch.equal(a.assign, b.assign) and torch.equal(a.centroids, b.centroids) and torch.equal(a.sim, b.sim)
+        assert torch.equal(a.history, b.history) and (b.assign.bincount(minlength=60) > 0).all()
+        assert any(w is None for w in made), 'never projected'
+        made.clear()
+
+
+@pytest.mark.parametrize('scale', [2.**-90, 2.**-30, 2.**45])
+def test_scale_changes_no_digit(scale):
+    x, _ = planted(unit=False)
+    one, other = (kmeans(s*x, 20, 'euclidean', start=s*x[:20], tol=0) for s in (1, scale))
+    assert torch.equal(one.assign, other.assign) and torch.equal(one.centroids*scale, other.centroids) and torch.equal(one.sim, other.sim)
+    torch.testing.assert_close(one.history*scale**2, other.history, rtol=1e-12, atol=0)
+
+
+def test_rows_far_from_the_origin():
+    "Centred inside; centroids, inertia and cosines are those of the rows as they were given."
+    x, _ = planted(unit=False)
+    x, off = x.round(decimals=2), torch.full((24,), 64.)
+    one, other = kmeans(x, 20, 'euclidean', start=x[:20], tol=0), kmeans(x + off, 20, 'euclidean', start=x[:20] + off, tol=0)
+    assert torch.equal(one.assign, other.assign)
+    torch.testing.assert_close(other.centroids, one.centroids + off, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(other.history, one.history, rtol=1e-4, atol=0)
+    torch.testing.assert_close(other.sim, F.cosine_similarity(x + off, other.centroids[other.assign]), rtol=1e-5, atol=1e-6)
+
+
+def test_small_clusters_far_apart():
+    "Four blobs of 0.02 at 1,000 from their mean: inertia is what float64 says, falls, and is that of the nearest centroids."
+    g = torch.Generator().manual_seed(0)
+    x = torch.tensor([[1000., 0.], [-1000., 0.], [0., 1000.], [0., -1000.]]).repeat(100, 1) + .02*torch.randn(400, 2, generator=g)
+    got = kmeans(x, 8, 'euclidean', tol=0)
+    d = torch.cdist(x.double(), got.centroids.double(), compute_mode='donot_use_mm_for_euclid_dist')
+    assert abs(got.inertia/float(d.amin(1).square().sum()) - 1) < 1e-3
+    assert (d.gather(1, got.assign[:, None])[:, 0] <= d.amin(1) + 1e-4).all()
+    assert (got.history.diff() <= 1e-3*got.history[:-1]).all() and got.iterations < 30
+
+
+@pytest.mark.parametrize('scale', [1e-4, 1., 1e4])
+def test_empty_clusters_at_any_scale(scale):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 4, generator=g)*scale
+    far = torch.cat([x[:5], 50*scale + torch.zeros(5, 4)])
+    assert (kmeans(x, 10, 'euclidean', start=far).assign.bincount(minlength=10) > 0).all()
+    copies = kmeans((torch.randn(6, 4, generator=g)*scale).repeat(10, 1), 15, 'euclidean')
+    assert copies.iterations < 10 and copies.inertia < 1e-8*scale**2
+
+
+def test_a_cluster_that_shrinks_forgets_the_rounding_of_its_large_sum():
+    x = torch.zeros(30_001, 3)
+    x[:-1] = torch.randn(30_000, 3, generator=torch.Generator().manual_seed(0)) + 300
+    x[-1] = -300.
+    before = torch.zeros(30_001, dtype=torch.long)
+    total, count = C._sums(x, before, 2)
+    most = count.clone()
+    for leave in torch.arange(30_000).split(10_001):
+        after = before.clone()
+        after[leave] = 1
+        C._shift(total, count, most, x, before, after)
+        before = after
+    assert count.tolist() == [1, 30_000] and total[0].tolist() == [-300., -300., -300.]
+
+
+def test_history_counts_the_rows_that_have_a_cluster():
+    x, _ = planted()
+    old = kmeans(x, 20, seed=1, tol=0)
+    missing = dataclasses.replace(old, assign=torch.where(torch.arange(len(x)) % 2 == 0, old.assign, -1))
+    assert kmeans(x, 20, start=missing, max_iter=1).history[0] < .6*old.history[-1]
 
 
 @pytest.mark.parametrize('spread', [1e-1, 1e-2, 2e-3])

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .core import RunError, require, rng_for
-from .nearest import Rows, Search, pair_scores
+from .nearest import Rows, Search, _saved, pair_scores
 
 # %% ../nbs/2_representation/03_clustering.ipynb #4c91a360
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ def kmeans_plusplus(
     "k-means++ in batches: draw rows with probability proportional to the squared distance to those drawn before."
     n, sq, drawn = len(x), x.square().sum(1), []
     best, near = x.new_full((n,), -math.inf), torch.zeros(n, dtype=torch.long, device=x.device)
-    w, floor = np.ones(n), 1e-6*sq
+    w, floor = np.ones(n), (1e-6 + 2*_saved())*sq # less is rounding: a copy of a row that was drawn
     while len(drawn) < k:
         total = w.cumsum()
         if total[-1] <= 0: # only copies are left
@@ -104,7 +104,7 @@ def _fill_empty(
     far:Tensor, # (n,) distance of each row to its own centroid
     assign:Tensor, # (n,) cluster of each row, -1: none yet; changed in place
     k:int, # clusters
-    least:float=1e-6, # rows nearer than this are not away from their centroid
+    least:float, # rows nearer than this are not away from their centroid
 ) -> list[int]: # clusters that gained or lost a row
     "Give every empty cluster the farthest row whose own cluster keeps others; deterministic."
     count, touched = torch.bincount(assign[assign >= 0], minlength=k).tolist(), []
@@ -134,6 +134,7 @@ def _sums(
 def _shift(
     total:Tensor, # (k, d) float64 sums, changed in place
     count:Tensor, # (k,) how many rows, changed in place
+    most:Tensor, # (k,) how many rows were ever in a sum, changed in place
     x:Tensor, # (n, d) rows
     before:Tensor, # (n,) clusters that the sums are of; -1: of none
     after:Tensor, # (n,) clusters that they shall be of
@@ -144,6 +145,10 @@ def _shift(
         part, n = _sums(x, which, len(count), rows)
         total += sign*part
         count += sign*n
+    torch.maximum(most, count, out=most)
+    if (shrunk := 4*count < most).any():                            # the rounding of a large sum would stay in a small one
+        part, n = _sums(x, after, len(count), (shrunk[after] & (after >= 0)).nonzero()[:, 0])
+        total[shrunk], most[shrunk] = part[shrunk], n[shrunk]
 
 # %% ../nbs/2_representation/03_clustering.ipynb #21482f5e
 def _say(line:str): tqdm.write(f'clustering: {line}', file=sys.stderr)
@@ -154,7 +159,7 @@ class _KeopsSearch(Search):
         from pykeops.torch import LazyTensor
         x, c = LazyTensor(self.rows.x[:, None].contiguous()), LazyTensor(self.c[None].contiguous())
         two = ((x - c)**2).sum(-1).argKmin(2, dim=1)
-        p, q = (pair_scores(self.rows.x, self.c, self.b, None, j) for j in two.T)
+        p, q = (pair_scores(self.rows.x, self.c, self.euclid, None, j) for j in two.T)
         swap = (q > p) | (q == p) & (two[:, 1] < two[:, 0])
         self.assign = torch.where(swap, two[:, 1], two[:, 0])
 
@@ -201,8 +206,8 @@ def choose(
     if d >= 64 and _matrix_units(device): return 'dense', 'bf16'
     return 'dense', 'projected' if device.type == 'cpu' and d >= 160 and n*k >= 10**6 else 'float32'
 
-def _check(x:Tensor, ks:list[int], metric:str) -> tuple[Tensor, Tensor, Tensor]:
-    "Rows as they are clustered (unit, or centred where they lie far off), rows as they were, the mean that was taken off."
+def _check(x:Tensor, ks:list[int], metric:str) -> tuple[Tensor, Tensor, float]:
+    "Rows as they are clustered (unit; or scaled and centred where that is needed), what was taken off, and the factor."
     require(metric in ('cosine', 'euclidean'), 'kmeans', 'metric', metric, 'cosine, euclidean')
     if x.ndim != 2: raise RunError(f'kmeans: rows of shape {tuple(x.shape)}; give a matrix (n, d)')
     for k in ks:
@@ -215,21 +220,32 @@ def _check(x:Tensor, ks:list[int], metric:str) -> tuple[Tensor, Tensor, Tensor]:
         raise RunError(f'kmeans: {int((~fine).sum())} of {len(x)} rows are not finite or are beyond 1e15 (first: row '
                        f'{int((~fine).nonzero()[0])}); look for the batch that wrote them')
     if metric == 'euclidean':
-        mean = x.mean(0)                                            # far from the origin rounding would outweigh distances
-        far = mean.square().sum() > length.square().mean()/2
-        return (x - mean, x, mean) if far else (x, x, torch.zeros_like(mean))
+        scale = 1.
+        if not 2**-20 < float(length.max()) < 2**20:                # squares of squares must stay numbers
+            scale = 2.**min(-math.frexp(float(x.abs().max()))[1], 120) # a power of two: no digit changes
+            x = x*scale
+            length = x.norm(dim=1)
+        mean = x.mean(0)
+        if mean.square().sum() > length.square().mean()/2: x = x - mean # far off, rounding would outweigh distances
+        else: mean = torch.zeros_like(mean)
+        return x, mean, scale
     if (zero := length < 1e-12).any():
         raise RunError(f'kmeans: {int(zero.sum())} of {len(x)} rows are zero vectors (first: row {int(zero.nonzero()[0])}), '
                        "which have no direction; leave them out, or use metric='euclidean'")
-    return (x if ((length - 1).abs() < 1e-6).all() else F.normalize(x, dim=1)), x, x.new_zeros(x.shape[1])
+    return x if ((length - 1).abs() < 1e-6).all() else F.normalize(x, dim=1), x.new_zeros(x.shape[1]), 1.
 
-def _cosines(dot:Tensor, x:Tensor, c:Tensor, assign:Tensor) -> Tensor:
-    "(n,) cosine of each row to its centroid, from the product of the two; 0 where one of them has no direction."
+def _cosines(x:Tensor, c:Tensor, assign:Tensor) -> Tensor:
+    "(n,) cosine of each row to its centroid; 0 where one of them has no direction."
+    dot = pair_scores(x, c, False, None, assign)
     return dot/(x.norm(dim=1)*c.norm(dim=1)[assign]).clamp_min(1e-12)
 
 def _lloyd(rows:Rows, search:Search, c:Tensor, max_iter:int, tol:float) -> tuple[Tensor, list[float]]:
-    "Lloyd's iterations from `c` or, if there is one, the assignment of `search`: (n,) final scores, inertia by update."
+    "Lloyd's iterations from `c` or, if there is one, the assignment of `search`: (n,) final distances, inertia by update."
     x, k, dev = rows.x, search.k, rows.x.device
+    def away(assign):
+        "(n,) 1 - x·c or |x - c|^2, whose sum is the inertia."
+        s = pair_scores(x, search.c, search.euclid, None, assign).double()
+        return -2*s if search.euclid else 1 - s
     changed, stop = None, False
     size = rows.norm.double().square() if search.euclid else rows.norm.double()
     total, history = None, []
@@ -237,13 +253,14 @@ def _lloyd(rows:Rows, search:Search, c:Tensor, max_iter:int, tol:float) -> tuple
     if search.assign is None: search.update(torch.ones(k, dtype=torch.bool, device=dev))
     for step in range(max_iter + 100):
         if (torch.bincount(search.assign[search.assign >= 0], minlength=k) == 0).any():
-            s = pair_scores(x, search.c, search.b, None, search.assign.clamp_min(0)).double()
-            if touched := _fill_empty(size - (2 if search.euclid else 1)*s, search.assign, k):
+            if touched := _fill_empty(away(search.assign.clamp_min(0)), search.assign, k, 1e-6*float(size.max())):
                 if changed is not None: changed[touched] = True
-                stop = False
+                search.certain = stop = False
         if stop or step and not changed.any(): break
-        if total is None: total, count = _sums(x, search.assign, k)
-        else: _shift(total, count, x, counted, search.assign)
+        if total is None:
+            total, count = _sums(x, search.assign, k)
+            most = count.clone()
+        else: _shift(total, count, most, x, counted, search.assign)
         counted, full = search.assign.clone(), count > 0
         length = total.norm(dim=1)
         mass = torch.where(full, length.square()/count.clamp_min(1) if search.euclid else length, 0.)
@@ -251,17 +268,20 @@ def _lloyd(rows:Rows, search:Search, c:Tensor, max_iter:int, tol:float) -> tuple
         if changed is not None: moved &= changed
         mean = (total/(count.clamp_min(1) if search.euclid else length.clamp_min(1e-12))[:, None]).float()
         search.move(torch.where(moved[:, None], mean, search.c))
-        history.append(float(size.sum() - mass.sum()))
+        own = search.assign >= 0
+        history.append(float(size[own].sum() - mass.sum()))
+        if search.euclid and history[-1] < 1e-4*float(size[own].sum()): # a difference of nearly equal numbers
+            history[-1] = float(away(search.assign.clamp_min(0))[own].sum())
         stop = step + 1 >= max_iter or step > 0 and history[-2] - history[-1] <= tol*history[-1]
         before = search.assign.clone()
         if (before < 0).any(): search.assign.clamp_min_(0)
         search.update(moved)
         changed = torch.zeros(k, dtype=torch.bool, device=dev)
         for a in (before, search.assign): changed[a[(before != search.assign) & (a >= 0)]] = True
-    s = pair_scores(x, search.c, search.b, None, search.assign).double()
-    return s, history + [float((size - (2 if search.euclid else 1)*s).clamp_min(0).sum())]
+    far = away(search.assign)
+    return far, history + [float(far.clamp_min(0).sum())]
 
-def _begin(x:Tensor, k:int, start, mean:Tensor, metric:str, seed:int) -> tuple[Tensor, Tensor|None]:
+def _begin(x:Tensor, k:int, start, mean:Tensor, scale:float, metric:str, seed:int) -> tuple[Tensor, Tensor|None]:
     "Centroids (k, d) to start from, and the rows' clusters (n,) where they are known."
     if start is None or isinstance(start, str) and start == 'kmeans++':
         drawn, near = kmeans_plusplus(x, k, rng_for(seed, 'kmeans', k))
@@ -271,7 +291,7 @@ def _begin(x:Tensor, k:int, start, mean:Tensor, metric:str, seed:int) -> tuple[T
     if c.shape != (k, x.shape[1]) or not c.isfinite().all():
         raise RunError(f'kmeans: the start has centroids {tuple(c.shape)}, wanted are {(k, x.shape[1])}, all finite; '
                        'start from kmeans++')
-    c = c.to(x) - mean if metric == 'euclidean' else F.normalize(c.to(x), dim=1)
+    c = c.to(x)*scale - mean if metric == 'euclidean' else F.normalize(c.to(x), dim=1)
     if not isinstance(start, Clusters): return c, None
     if len(start.assign) != len(x) or int(start.assign.max()) >= k:
         raise RunError(f'kmeans: the start assigns {len(start.assign)} rows to {k} clusters or more, there are {len(x)} rows '
@@ -285,14 +305,14 @@ def kmeans(
     metric:str='cosine', # 'cosine' (rows and centroids on the unit sphere) or 'euclidean'
     start=None, # None = 'kmeans++', or (k, d) centroids, or Clusters of the same rows; for several k a list of these
     seed:int=0, # of kmeans++
-    max_iter:int=100, # centroid updates at most
+    max_iter:int=100, # centroid updates at most, and what it takes to fill clusters that are empty then
     tol:float=1e-3, # stop when an update lowers the inertia by less than this share of it
     backend:str='auto', # 'dense', 'keops' or 'auto'
     precision:str='auto', # of the product that proposes: 'float32', 'bf16', 'projected' or 'auto'; the answer is the same
 ) -> Clusters|list[Clusters]:
     "Exact Lloyd k-means, the same answer from every backend and precision. Raises `ConfigError`, `RunError`."
     ks = [k] if isinstance(k, int) else list(k)
-    x, full, mean = _check(x, ks, metric)
+    given, (x, mean, scale) = x, _check(x, ks, metric)
     require(backend in ('auto', 'dense', 'keops'), 'kmeans', 'backend', backend, 'auto, dense, keops')
     require(precision in ('auto', 'float32', 'bf16', 'projected'), 'kmeans', 'precision', precision, 'auto, float32, bf16, projected')
     require(max_iter >= 1 and tol >= 0, 'kmeans', 'max_iter, tol', (max_iter, tol), '1 or more, 0 or more')
@@ -306,15 +326,18 @@ def kmeans(
             if by == 'keops' and not _keops_works(x.shape[1], x.device.type): by = 'dense'
             fmt = fmt if by == 'dense' else 'float32'
             rows = prepared[fmt] = prepared.get(fmt) or Rows(x, fmt, ones)
-            c, assign = _begin(x, j, s, mean, metric, seed)
+            c, assign = _begin(x, j, s, mean, scale, metric, seed)
             search = (_KeopsSearch if by == 'keops' else Search)(rows, j, metric == 'euclidean', assign)
-            score, history = _lloyd(rows, search, c, max_iter, tol)
-            c, sim, a = search.c, score.float(), search.assign
-            if metric == 'euclidean':                               # x·c = (x-m)·(c-m) + m·x + m·(c-m)
-                dot = sim + search.b[a] + (full@mean + (c@mean)[a] if mean.any() else 0)
-                c = c + mean
-                sim = _cosines(dot, full, c, a)
-            out.append(Clusters(c, a, sim, torch.tensor(history, dtype=torch.double)))
+            far, history = _lloyd(rows, search, c, max_iter, tol)
+            c, a, sim = search.c, search.assign, (1 - far).float()
+            if metric == 'euclidean':
+                if mean.any():                                      # cosines are seen from the origin, not from the mean
+                    c = c + mean
+                    sim = _cosines(given.detach().float()*scale, c, a)
+                else:                                               # x·c = (|x|^2 + |c|^2 - |x - c|^2)/2
+                    p, q = rows.norm, c.norm(dim=1)[a]
+                    sim = ((p.square() + q.square() - far.float())/2/(p*q).clamp_min(1e-12)).float()
+            out.append(Clusters(c/scale, a, sim, torch.tensor(history, dtype=torch.double)/scale**2))
     return out[0] if isinstance(k, int) else out
 
 # %% ../nbs/2_representation/03_clustering.ipynb #cc0b0764
@@ -346,19 +369,19 @@ def released_kmeans(
     iters:int=20, # iterations, all of them
 ) -> tuple[Clusters, Tensor]: # raw centroids, the assignment before their last update; (n,) squared distances then
     "k-means as the public code of CMPC runs it; an empty cluster is dropped (centroid zero, no rows) instead of NaN."
-    x = _check(x, [k], 'euclidean')[1]
+    _check(x, [k], 'euclidean')
+    x = x.detach().float().contiguous()
     search, gone, history = Search(Rows(x), k, True), None, []
     c = x[:k].clone()
     for _ in range(iters):
         search.move(c, gone)
-        search.look()
+        with torch.autocast(x.device.type, enabled=False): search.look()
         distance = torch.cat([(r - c[a]).square().sum(1) for r,a in zip(x.split(4096), search.assign.split(4096))])
         history.append(float(distance.double().sum()))
         total, count = _sums(x, search.assign, k)
         c, gone = (total/count.clamp_min(1)[:, None]).float(), count == 0
     history = torch.tensor(history, dtype=torch.double)
-    dot = pair_scores(x, c, c.new_zeros(k), None, search.assign)
-    return Clusters(c, search.assign, _cosines(dot, x, c, search.assign), history), distance
+    return Clusters(c, search.assign, _cosines(x, c, search.assign), history), distance
 
 def density(
     clusters:Clusters, # who belongs to which cluster

@@ -6,7 +6,7 @@
 __all__ = ['pair_scores', 'directions', 'Rows', 'Search']
 
 # %% ../nbs/2_representation/02b_nearest.ipynb #b2a80232
-import math
+import contextlib, math
 
 import numpy as np
 import torch
@@ -21,19 +21,21 @@ _NEVER = -1e30 # the score of a centroid that must not win: finite, so that erro
 def pair_scores(
     x:Tensor, # (n, d) rows
     c:Tensor, # (K, d) centroids
-    b:Tensor, # (K,) 0 for cosine, half the squared norm for Euclid
+    euclid:bool, # -|x - c|^2/2; False: x·c
     rows:Tensor|None, # (p,) which row; None: all, in order
     cols:Tensor, # (p,) meets which centroid
     block:int=4096, # pairs at a time: what is gathered stays in the cache, in the same two buffers
-) -> Tensor: # (p,) float32 scores; the numbers that decide
-    "x[rows]·c[cols] - b[cols], pair by pair."
+) -> Tensor: # (p,) float32; the numbers that decide
+    "How near x[rows] and c[cols] are, pair by pair; higher is nearer."
     out = x.new_empty(len(cols))
     p, q = x.new_empty(2, min(block, len(cols)), x.shape[1])
     for i in range(0, len(cols), block):
         j = cols[i:i+block]
         u = x[i:i+block] if rows is None else torch.index_select(x, 0, rows[i:i+block], out=p[:len(j)])
-        torch.sum(torch.index_select(c, 0, j, out=q[:len(j)]).mul_(u), 1, out=out[i:i+block])
-    return out.sub_(b[cols])
+        v = torch.index_select(c, 0, j, out=q[:len(j)])
+        if euclid: torch.linalg.vector_norm(v.sub_(u), dim=1, out=out[i:i+block])
+        else: torch.sum(v.mul_(u), 1, out=out[i:i+block])
+    return out.square_().mul_(-.5) if euclid else out
 
 def _rounded(
     x:Tensor, # (n, d) float32
@@ -46,6 +48,20 @@ def _rounded(
     for p, q, o in zip(x.split(block), low.split(block), off.split(block)):
         o.copy_(buffer[:len(p)].copy_(q).sub_(p).norm(dim=1))
     return low, off
+
+def _saved() -> float: # relative error of one product
+    "What torch was allowed to save in float32 products (TF32, bfloat16 inside)."
+    try: return {'highest': 0., 'high': 2**-9, 'medium': 2**-7}[torch.get_float32_matmul_precision()]
+    except RuntimeError: return 2**-7                               # set for each backend alone: expect the least
+
+@contextlib.contextmanager
+def _full_sums(device:torch.device):
+    "GPUs may add up bfloat16 products in bfloat16; no bound of ours knows how often. Not in here."
+    if device.type != 'cuda': yield; return
+    m = torch.backends.cuda.matmul
+    before, m.allow_bf16_reduced_precision_reduction = m.allow_bf16_reduced_precision_reduction, False
+    try: yield
+    finally: m.allow_bf16_reduced_precision_reduction = before
 
 def _row_max(
     s:Tensor, # (m, k) scores
@@ -65,9 +81,10 @@ def directions(
     sample:int=2048, # rows looked at
 ) -> Tensor|None: # (d, most) orthonormal, longest first (nearly); None: the rows fill their space
     "The directions in which rows are longest, by orthogonal iteration; the same for the same rows."
-    s = x[::-(-len(x)//sample)].contiguous()
+    s = x[::-(-len(x)//sample)]
+    s = s/s.abs().max()                                             # squares of squares must stay numbers
     moments = s.T@s
-    if not most or moments.diagonal().sum()**2 > x.shape[1]/4*moments.square().sum(): return None
+    if not most or not moments.diagonal().sum()**2 <= x.shape[1]/4*moments.square().sum(): return None # all zero: not a number
     q = torch.from_numpy(rng_for(0, 'directions').standard_normal((x.shape[1], most), dtype=np.float32)).to(x)
     q = moments@torch.linalg.qr(moments@(moments@q)/moments.diagonal().sum())[0]
     return torch.linalg.qr(q.double())[0].float().contiguous()
@@ -91,9 +108,8 @@ class Rows:
         self.dtype = torch.bfloat16 if precision == 'bf16' else torch.float32
         self.low, self.off = _rounded(x, self.dtype)
         self.eps = 0. if self.dtype == torch.float32 else torch.finfo(self.dtype).eps/2 # relative rounding of a result
-        # float32: rounding of d additions, here and in `pair_scores`, and what torch was allowed to save (TF32, bf16)
-        saved = {'highest': 0., 'high': 2**-10, 'medium': 2**-7}[torch.get_float32_matmul_precision()]
-        self.slack = x.shape[1]*2**-23 + saved
+        self.unit = (x.shape[1] + 4)*2**-23 # relative rounding of d additions in float32, here and in `pair_scores`
+        self.slack = self.unit + _saved()
         self.axes = directions(x, x.shape[1]//5//32*32) if precision == 'projected' else None
         self.flat = {} # by number of columns, for `_Projected`: every K can use what one has made
 
@@ -158,6 +174,7 @@ class Search:
         assign:Tensor|None=None, # (n,) a centroid for each row to begin with, e.g. its nearest a moment ago
     ):
         self.rows, self.k, self.euclid, self.assign = rows, k, euclid, assign
+        self.half = rows.norm.square()/2 if euclid else torch.zeros_like(rows.norm) # what scores are above `pair_scores`
         self.lo, self.hi, self.rest = rows.x.new_full((3, len(rows.x)), -math.inf)
         self.view, self.tries = _Whole(rows, euclid), 3 if rows.axes is not None else 0
         self.certain = False # has every row met every centroid?
@@ -171,7 +188,12 @@ class Search:
         self.c, self.b = c, c.square().sum(1)/2 if self.euclid else c.new_zeros(len(c))
         self.reach = c.norm(dim=1).max(), self.b.max()
         if gone is not None: self.b = self.b.masked_fill(gone, -_NEVER)
+        self._put()
+
+    def _put(self):
+        "Centroids into the view; taking `half` off has its rounding too."
         self.view.move(self.c, self.b, self.reach)
+        self.view.err = self.view.err + self.rows.slack*self.half
 
     def update(self,
         moved:Tensor, # (K,) which centroids are new
@@ -181,7 +203,7 @@ class Search:
         if not moved.any(): return
         was = self.hi.clone()
         self.look(cols=moved.nonzero()[:, 0])
-        lost = moved[self.assign] & (self.lo < torch.minimum(was, self.rest))
+        lost = moved[self.assign] & (self.lo <= torch.minimum(was, self.rest))
         if lost.any(): self.look(lost.nonzero()[:, 0], (~moved).nonzero()[:, 0])
 
     def look(self,
@@ -189,6 +211,9 @@ class Search:
         cols:Tensor|None=None, # which centroids; None: all
     ):
         "Let rows meet centroids and go where the score is higher."
+        with _full_sums(self.c.device): self._look(rows, cols)
+
+    def _look(self, rows:Tensor|None, cols:Tensor|None):
         n, dev = len(self.rows.x), self.c.device
         if self.tries and rows is None and cols is None: self._plan()
         at, v = torch.arange(self.k, device=dev), self.view         # where a centroid stands among `cols`; -1: it does not
@@ -201,17 +226,17 @@ class Search:
             r = slice(i, i + block) if rows is None else rows[i:i+block]
             s = self._product(r, cols)
             if new: self.assign[r] = s.float().max(1)[1]
-            a, err = self.assign[r], v.err[r]
+            a, err, half = self.assign[r], v.err[r], self.half[r]
             own = at[a]
             met, own = own >= 0, own.clamp_min(0)[:, None]
             t = s.gather(1, own)                                    # then masked, where it is the own centroid that was met
             s.scatter_(1, own, t.masked_fill(met[:, None], _NEVER))
             t = t[:, 0].float()
             e = err + v.eps*t.abs()
-            self.lo[r] = lo = torch.where(met, t - e - v.far[r]*v.gap[a], self.lo[r])
-            self.hi[r] = torch.where(met, t + e, self.hi[r])
+            self.lo[r] = lo = torch.where(met, t - half - e - v.far[r]*v.gap[a], self.lo[r])
+            self.hi[r] = torch.where(met, t - half + e, self.hi[r])
             top = _row_max(s)
-            top += err + v.eps*top.abs()
+            top += err + v.eps*top.abs() - half
             rivals = top >= lo
             self.rest[r] = torch.maximum(self.rest[r], top.masked_fill(rivals, -math.inf))
             p = rivals.nonzero()[:, 0]
@@ -234,34 +259,42 @@ class Search:
         crowd:int=8, # rivals to ask one by one; as many again with bounds in float32, then scores agree to seven digits
     ):
         "Rows that have rivals: find the best centroid of each, best first."
-        err, eps = self.view.err, self.view.eps
+        err, eps, half = self.view.err[r], self.view.eps, self.half[r]
         if not isinstance(self.view, _Projected):                   # a winner may be beyond doubt without another look
             t, j, others = _best_two(s.index_select(0, at))
-            e = err[r] + eps*t.abs()
-            others = torch.maximum(others + err[r] + eps*others.abs(), self.hi[r])
-            sure = t - e > others
-            self._place(r[sure], j[sure] if cols is None else cols[j[sure]], (t - e)[sure], (t + e)[sure], others[sure])
+            e = err + eps*t.abs()
+            others = torch.maximum(others + err + eps*others.abs() - half, self.hi[r])
+            low, high = t - half - e, t - half + e
+            sure = low > others
+            self._place(r[sure], j[sure] if cols is None else cols[j[sure]], low[sure], high[sure], others[sure])
             at, r, up = at[~sure], r[~sure], up[~sure]
-        own = self.assign[r]
-        best = pair_scores(self.rows.x, self.c, self.b, r, own)
+        x, own = self.rows.x, self.assign[r]
+        best = pair_scores(x, self.c, self.euclid, r, own)
         for asked in range(2*crowd + 1):
             on = up >= best
             self._place(r[~on], own[~on], best[~on], best[~on], up[~on])
             s, r, own, best = s.index_select(0, at[on]), r[on], own[on], best[on]
             if not len(r): return
-            if asked == crowd:                                      # the cheap product cannot tell its rivals apart
-                c, b = (self.c, self.b) if cols is None else (self.c[cols], self.b[cols])
-                s = torch.addmm(-b, self.rows.x[r], c.T).masked_fill_(s <= _NEVER/2, _NEVER)
-                err, eps = self.rows.slack*(self.rows.norm*self.reach[0] + self.reach[1]), 0.
+            err, half, eps = self.view.err[r], self.half[r], self.view.eps
+            if asked >= crowd:                                      # the cheap product cannot tell its rivals apart
+                if asked == crowd: s = self._in_double(r, cols).masked_fill_(s <= _NEVER/2, _NEVER)
+                err, half, eps = self.rows.unit*self.rows.norm[r]*self.reach[0], 0., 0.
+                if self.euclid: err, eps = 0., self.rows.unit
             at = torch.arange(len(r), device=r.device)
             t, j, others = _best_two(s)
             j = j if cols is None else cols[j]
-            p = pair_scores(self.rows.x, self.c, self.b, r, j)
+            p = pair_scores(x, self.c, self.euclid, r, j)
             self.rest[r] = torch.maximum(self.rest[r], torch.minimum(p, best))
             win = (p > best) | (p == best) & (j < own)
             own, best = torch.where(win, j, own), torch.where(win, p, best)
-            up = others + err[r] + eps*others.abs()
+            up = others + err + eps*others.abs() - half
         self._place(r, own, best, best, up)
+
+    def _in_double(self, r:Tensor, cols:Tensor|None) -> Tensor:
+        "What `pair_scores` has for rows r and all `cols`, in float64: nothing is saved there, whatever torch was allowed to."
+        x, c = self.rows.x[r].double(), (self.c if cols is None else self.c[cols]).double()
+        s = x@c.T
+        return s.sub_(c.square().sum(1)/2).sub_(x.square().sum(1, keepdim=True)/2) if self.euclid else s
 
     def _place(self, r:Tensor, to:Tensor, lo:Tensor, hi:Tensor, others:Tensor):
         "Rows r belong to centroids `to`, their scores are within lo and hi, and those of the others at most `others`."
@@ -284,4 +317,4 @@ class Search:
             if cost < least: least, best = cost, width
         self.tries -= 1
         if best: self.tries, self.view = 0, _Projected(self.rows, best)
-        self.view.move(self.c, self.b, self.reach)
+        self._put()
