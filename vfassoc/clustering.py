@@ -146,7 +146,7 @@ def _shift(
         total += sign*part
         count += sign*n
     torch.maximum(most, count, out=most)
-    if (shrunk := 4*count < most).any():                            # the rounding of a large sum would stay in a small one
+    if (shrunk := 64*count < most).any():                           # the rounding of a large sum would stay in a small one
         part, n = _sums(x, after, len(count), (shrunk[after] & (after >= 0)).nonzero()[:, 0])
         total[shrunk], most[shrunk] = part[shrunk], n[shrunk]
 
