@@ -49,10 +49,10 @@ def _rounded(
         o.copy_(buffer[:len(p)].copy_(q).sub_(p).norm(dim=1))
     return low, off
 
-def _saved() -> float: # relative error of one product
-    "What torch was allowed to save in float32 products (TF32, bfloat16 inside)."
-    try: return {'highest': 0., 'high': 2**-9, 'medium': 2**-7}[torch.get_float32_matmul_precision()]
-    except RuntimeError: return 2**-7                               # set for each backend alone: expect the least
+def _saved(device:torch.device) -> float: # relative error of one product
+    "What torch was allowed to save in float32 products on this device (TF32, bfloat16 inside)."
+    where = {'cuda': torch.backends.cuda.matmul, 'cpu': torch.backends.mkldnn.matmul}.get(device.type)
+    return {'tf32': 2**-9, 'bf16': 2**-7}.get(where and where.fp32_precision, 0.)
 
 @contextlib.contextmanager
 def _full_sums(device:torch.device):
@@ -109,7 +109,7 @@ class Rows:
         self.low, self.off = _rounded(x, self.dtype)
         self.eps = 0. if self.dtype == torch.float32 else torch.finfo(self.dtype).eps/2 # relative rounding of a result
         self.unit = (x.shape[1] + 4)*2**-23 # relative rounding of d additions in float32, here and in `pair_scores`
-        self.slack = self.unit + _saved()
+        self.slack = self.unit + _saved(x.device)
         self.axes = directions(x, x.shape[1]//5//32*32) if precision == 'projected' else None
         self.flat = {} # by number of columns, for `_Projected`: every K can use what one has made
 
