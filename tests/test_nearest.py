@@ -288,13 +288,13 @@ def test_small_clusters_far_from_the_origin_are_told_apart():
 def test_the_other_way_of_asking_torch_to_save_is_understood():
     "torch.backends.*.fp32_precision: then `get_float32_matmul_precision` raises. In a process of its own, for it cannot be taken back."
     code = '''import torch
-from vfassoc.nearest import Rows, _saved
+from vfassoc.nearest import Rows, product_error
 x, cuda = torch.randn(50, 4), torch.device('cuda')
 torch.backends.cuda.matmul.allow_tf32 = True # speechbrain does that when it is imported
-assert Rows(x).slack == Rows(x).unit and _saved(cuda) > 2**-10
+assert Rows(x).slack == Rows(x).unit and product_error(cuda) > 2**-10
 torch.backends.cuda.matmul.fp32_precision = 'ieee'
 torch.backends.mkldnn.matmul.fp32_precision = 'bf16'
-assert Rows(x).slack > 2**-8 and _saved(cuda) == 0
+assert Rows(x).slack > 2**-8 and product_error(cuda) == 0
 '''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
     assert not done.returncode, done.stderr[-800:]

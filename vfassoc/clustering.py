@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .core import RunError, require, rng_for
-from .nearest import Rows, Search, _saved, pair_scores
+from .nearest import Rows, Search, pair_scores, product_error
 
 # %% ../nbs/2_representation/03_clustering.ipynb #4c91a360
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ def kmeans_plusplus(
     "k-means++ in batches: draw rows with probability proportional to the squared distance to those drawn before."
     n, sq, drawn = len(x), x.square().sum(1), []
     best, near = x.new_full((n,), -math.inf), torch.zeros(n, dtype=torch.long, device=x.device)
-    w, floor = np.ones(n), (1e-6 + 2*_saved(x.device))*sq # less is rounding: a copy of a row that was drawn
+    w, floor = np.ones(n), (1e-6 + 2*product_error(x.device))*sq # less is rounding: a copy of a row that was drawn
     while len(drawn) < k:
         total = w.cumsum()
         if total[-1] <= 0: # only copies are left
