@@ -421,7 +421,7 @@ def test_files_in_the_wrong_place_are_set_aside(root):
                  'faces/Ann_A/1.6/v0a/deep/0000001.jpg'):
         (root/path).parent.mkdir(exist_ok=True); (root/path).write_bytes(b'x')
     assert scan(root).report['set aside'] == {
-        'not a face file': ['faces/Ann_A/1.6/v0a/deep'], 'not a voice file': ['wav/id0/v0a/00001.m4a'],
+        'not a face file': ['faces/Ann_A/1.6/v0a/deep'], 'voices to be converted: .m4a': ['wav/id0/v0a/00001.m4a'],
         'not in the folder of a person': ['wav/readme.txt'],
         'not in the folder of a video': ['faces/Ann_A/1.6/list.csv', 'wav/id0/00001.wav']}
 

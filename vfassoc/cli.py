@@ -40,11 +40,13 @@ def synth(a, s):
 
 def prepare(a, s):
     from vfassoc.corpus.manifest import findings, summary
+    from vfassoc.corpus.tree import hints
     from vfassoc.recipes import open_corpus
     m = open_corpus(a.corpus, s, a.check, a.shared)
     print(f'{m.root}\n\n{summary(m).to_string()}\n')
     odd = findings(m)
     print(odd.to_string(index=False) if len(odd) else 'every file is usable as it is')
+    for line in hints(m.root, m.report['set aside']): print(f'\n{line}')
 
 
 def voxceleb1(a, s):

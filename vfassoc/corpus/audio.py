@@ -34,11 +34,15 @@ def _missing_bytes(
             f.seek(n + n % 2, os.SEEK_CUR)
     return 0
 
+def _is_mp3(f:soundfile.SoundFile) -> bool: # also inside a wav
+    return 'MPEG' in f.subtype
+
 _AGAIN = 'run `vfassoc prepare --check full`, which leaves such files out'
 
 def _read(path:str|Path, size:int|None, rng) -> tuple[np.ndarray, int]: # (t,) mono samples in the file's own rate; the rate
     "Seek to the crop and read it, no more."
     with soundfile.SoundFile(path) as f:
+        if _is_mp3(f): raise CorpusError(f'{path}: is MP3, which is not read; convert it to wav, e.g. with ffmpeg -i OLD -ac 1 -ar 16000 NEW.wav')
         want = f.frames if size is None else min(f.frames, -(-size*f.samplerate//SAMPLE_RATE))
         if want < f.frames: f.seek((f.frames - want)//2 if rng is None else int(rng.integers(f.frames - want + 1)))
         x = f.read(want, dtype='float32', always_2d=True)
@@ -80,9 +84,10 @@ def probe_audio(
     try:
         if _missing_bytes(path): return 0., 'truncated audio', ()
         with soundfile.SoundFile(path) as f:
+            if _is_mp3(f): return 0., 'MP3 inside, to be converted', ()
             seconds = f.frames/f.samplerate
             if seconds < 0.5: return seconds, 'shorter than 0.5 s' if f.frames else 'no samples', ()
-            if f.samplerate//math.gcd(f.samplerate, SAMPLE_RATE) > 1000: return seconds, 'odd sampling rate', ()
+            if f.samplerate < 4000 or f.samplerate//math.gcd(f.samplerate, SAMPLE_RATE) > 1000: return seconds, 'odd sampling rate', ()
             if full and (why := _decode(f)): return seconds, why, ()
             wide = f.format in ('WAV', 'WAVEX', 'FLAC') and f.subtype != 'PCM_16'
             odd = {'not 16 kHz': f.samplerate != SAMPLE_RATE, 'not mono': f.channels > 1, 'not 16-bit': wide}
