@@ -11,7 +11,7 @@ from checkout import ROOT, modules, notebooks
 
 # room of each module, from the ground up; a module that is not here has no place in the house yet
 ROOMS = {
-    '0_ground': 'core',
+    '0_ground': 'core integrity',
     '1_corpus': 'corpus.tree corpus.manifest corpus.voicebox corpus.sitter corpus.facebox corpus.planted corpus.synthetic corpus.voxceleb corpus.ingest corpus.audio corpus.face corpus.packed corpus.dataset corpus.features',
     '2_representation': 'encoders inception ecapa memory nearest clustering',
     '3_objectives': 'losses.contrastive losses.prototype losses.recalibration losses.released losses.multisimilarity losses.baselines',

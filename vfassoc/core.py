@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['printable', 'VfassocError', 'ConfigError', 'CorpusError', 'RunError', 'Terminated', 'temporary', 'sweep',
-           'atomic_path', 'write_json', 'read_json', 'occupied', 'end_workers', 'claim', 'from_dict', 'to_dict',
-           'require', 'user_path', 'Settings', 'load_settings', 'rng_for', 'seed_everything', 'progress', 'world',
-           'gather_rows', 'settle', 'provenance', 'RunFolder', 'open_run']
+           'atomic_path', 'write_json', 'read_json', 'occupied', 'end_workers', 'claim', 'read_table', 'from_dict',
+           'to_dict', 'require', 'user_path', 'Settings', 'load_settings', 'rng_for', 'seed_everything', 'progress',
+           'world', 'gather_rows', 'settle', 'provenance', 'RunFolder', 'open_run']
 
 # %% ../nbs/0_ground/01_core.ipynb #d389f9ed
 import contextlib, dataclasses, errno, hashlib, json, math, os, platform, random, re, subprocess, sys, tempfile, time, types, typing
@@ -221,6 +221,19 @@ def claim(
         lock.release()
         for p in reversed(made):
             with contextlib.suppress(OSError): p.rmdir()
+
+# %% ../nbs/0_ground/01_core.ipynb #272db903
+def read_table(
+    path:str|Path, # a file written by `write_json`
+    **kinds:type, # types that entries must have where they are there, e.g. features=dict
+) -> dict:
+    "Read a JSON file that holds a table. Raises `RunError` if it is missing, holds something else, or an entry is of another type."
+    table = read_json(path)
+    if not isinstance(table, dict): raise RunError(f'{path}: holds {str(table)[:40]!r}, not a table; delete it, and run the command again that wrote it')
+    for k,t in kinds.items():
+        if not isinstance(table.get(k, t()), t):
+            raise RunError(f'{path}: {k} = {str(table[k])[:40]!r} is not of type {t.__name__}; delete it, and run the command again that wrote it')
+    return table
 
 # %% ../nbs/0_ground/01_core.ipynb #21a78083
 def _told(v) -> str:
@@ -452,7 +465,7 @@ class RunFolder:
 
     def stamp(self, **extra):
         "Write `provenance.json`, adding `extra` to what an earlier stage of the same run recorded."
-        old = read_json(self.provenance) if self.provenance.exists() else {}
+        old = read_table(self.provenance) if self.provenance.exists() else {}
         write_json(self.provenance, {**old, **provenance(**extra)})
 
 def open_run(

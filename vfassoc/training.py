@@ -11,18 +11,21 @@ import contextlib, csv, json, math, random, signal, threading, time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+import xxhash
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from .core import RunError, RunFolder, atomic_path, progress, require, rng_for, settle, world
+from .integrity import add_array, seal, unseal
 from .methods.base import Method
 
 # %% ../nbs/5_training/01_training.ipynb #3256fbf3
@@ -80,17 +83,44 @@ def reduce_rows(
     return (w.detach()*loss).sum()*world()[1]/total.clamp_min(torch.finfo(total.dtype).tiny)
 
 # %% ../nbs/5_training/01_training.ipynb #97f5c2b1
+_Count = Annotated[int, Field(ge=0)]
+
 @dataclass
 class FitState:
     "Where a run is; everything about it that is not a tensor."
-    step:int = 0 # optimiser steps taken
-    epoch:int = 0 # the epoch `step` lies in
-    step_in_epoch:int = 0 # of that epoch's batches, how many are done
-    loss_sum:float = 0. # of this epoch's batches
-    seconds:float = 0. # spent training, over all sittings
+    step:_Count = 0 # optimiser steps taken
+    epoch:_Count = 0 # the epoch `step` lies in
+    step_in_epoch:_Count = 0 # of that epoch's batches, how many are done
+    loss_sum:Annotated[float, Field(allow_inf_nan=False)] = 0. # of this epoch's batches
+    seconds:Annotated[float, Field(ge=0)] = 0. # spent training, over all sittings
     best:float|None = None # best validation score
-    best_epoch:int|None = None # and its epoch
-    history:list = field(default_factory=list) # one dict per finished epoch
+    best_epoch:_Count|None = None # and its epoch
+    history:list[dict] = field(default_factory=list) # one dict per finished epoch
+    __pydantic_config__ = ConfigDict(extra='forbid')
+
+@dataclass
+class _Random:
+    "What the random generators of Python and numpy say of themselves."
+    python:tuple[int, list[int], float|None]
+    numpy:tuple[str, int, int, float]
+
+@dataclass
+class _Header:
+    "What a checkpoint to resume from says beside its tensors."
+    state:FitState
+    train:dict
+    method:dict
+    random:_Random
+    processes:Annotated[int, Field(ge=1)]
+    scaler:dict|None = None
+
+def _header(path, plain) -> _Header:
+    "The header of a checkpoint, checked; `RunError` names the first entry that is missing, of another type or out of range."
+    try: return TypeAdapter(_Header).validate_json(json.dumps(plain), strict=True)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where, value = '.'.join(map(str, first['loc'])), '' if first['type'] == 'missing' else f' = {str(first["input"])[:60]!r}'
+        raise RunError(f'{path}: {where}{value}: {first["msg"].lower()}; delete the file, and train again') from None
 
 def _random_state() -> tuple[dict[str,Tensor], dict]:
     name, keys, pos, has, cached = np.random.get_state()
@@ -99,34 +129,44 @@ def _random_state() -> tuple[dict[str,Tensor], dict]:
     version, words, gauss = random.getstate()
     return tensors, dict(python=[version, list(words), gauss], numpy=[name, int(pos), int(has), float(cached)])
 
-def _set_random_state(tensors:dict[str,Tensor], plain:dict):
+def _set_random_state(tensors:dict[str,Tensor], plain:_Random):
     torch.set_rng_state(tensors['cpu'])
     if 'cuda' in tensors and torch.cuda.is_available(): torch.cuda.set_rng_state(tensors['cuda'])
-    name, pos, has, cached = plain['numpy']
+    name, pos, has, cached = plain.numpy
     np.random.set_state((name, tensors['numpy'].numpy().astype(np.uint32), pos, has, cached))
-    version, words, gauss = plain['python']
+    version, words, gauss = plain.python
     random.setstate((version, tuple(words), gauss))
+
+def _running(tensors:dict[str,Tensor]):
+    "The running digest of tensors, in the order of their names."
+    h = xxhash.xxh3_128()
+    for k in sorted(tensors): add_array(h, k, tensors[k])
+    return h
 
 def save_tensors(
     path:Path, # the file
     tensors:dict[str,Tensor], # what to store
     plain:dict, # JSON kept in the header
 ):
-    "One safetensors file with a JSON header, written atomically; `RunError` if the disk refuses."
+    "Write one safetensors file with a JSON header and a digest of both, atomically; `RunError` if the disk refuses."
     tensors = {k: t.detach().cpu().contiguous() for k,t in tensors.items()}
+    header = json.dumps(seal(plain, _running(tensors)))
     with atomic_path(path) as tmp:
-        try: save_file(tensors, tmp, {'plain': json.dumps(plain)})
+        try: save_file(tensors, tmp, {'plain': header})
         except SafetensorError as e: raise OSError(f'{e}') from e
 
 def load_tensors(
     path:Path, # a file written by `save_tensors`
 ) -> tuple[dict[str,Tensor], dict]: # tensors and the JSON of the header
-    "Read a checkpoint; `RunError` if it is missing, damaged or not one of ours."
+    "Read a checkpoint and compare its digest (one from before there were digests has none); `RunError` if it is missing, damaged or not one of ours."
     try:
-        with safe_open(str(path), 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['plain'])
+        with safe_open(str(path), 'pt') as f: tensors, plain = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['plain'])
+        if not isinstance(plain, dict): raise ValueError('its header is no table')
+        return tensors, unseal(plain, _running(tensors), str(path), 'delete it and train again')
     except FileNotFoundError: raise RunError(f'{path}: no such checkpoint; train first, or check the run folder') from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
-        raise RunError(f'{path}: not a checkpoint of vfassoc or damaged ({e}); delete it and train again') from None
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as e: # RuntimeError: also too deeply nested
+        why = ' '.join(str(e).split())[:100]
+        raise RunError(f'{path}: not a checkpoint of vfassoc or damaged ({why}); delete it and train again') from None
 
 # %% ../nbs/5_training/01_training.ipynb #9ac098c0
 def _optim_tensors(opt:torch.optim.Optimizer) -> dict[str,Tensor]:
@@ -181,22 +221,26 @@ def load_checkpoint(
     "Restore a run; `RunError` if it was started with another configuration or another model."
     path = run.checkpoints/'last.safetensors'
     tensors, plain = load_tensors(path)
-    old = {**asdict(TrainConfig()), **plain['train']}               # a setting that is newer than the run had its default
+    head = _header(path, plain)
+    old = {**asdict(TrainConfig()), **head.train} # a setting that is newer than the run had its default
     if diff := [k for k,v in asdict(cfg).items() if old[k] != v]:
         raise RunError(f'{path}: started with {diff[0]} = {old[diff[0]]!r}, asked for {getattr(cfg, diff[0])!r}; '
                        'a resumed run keeps its configuration: choose another run folder')
     mine, saved = method.state_dict(), _under(tensors, 'method')
     if bad := sorted(set(mine) ^ set(saved)) or [k for k in mine if mine[k].shape != saved[k].shape]:
         raise RunError(f'{path}: made by another model or corpus ({bad[0]} differs); choose another run folder')
-    method.load_state_dict(saved)
-    method.load_plain_state(plain['method'])
-    _load_optim(opt, _under(tensors, 'optim'))
-    if scaler and plain['scaler']: scaler.load_state_dict(plain['scaler'])
     rank, n = world()
-    if plain['processes'] == n:
-        _set_random_state(_under(tensors, f'random{rank}'), plain['random'])
-    else: torch.manual_seed(int(rng_for(cfg.seed, 'resume', n, rank).integers(2**31)))
-    return FitState(**plain['state'])
+    try:
+        method.load_state_dict(saved)
+        method.load_plain_state(head.method)
+        _load_optim(opt, _under(tensors, 'optim'))
+        if scaler and head.scaler: scaler.load_state_dict(head.scaler)
+        if head.processes == n: _set_random_state(_under(tensors, f'random{rank}'), head.random)
+        else: torch.manual_seed(int(rng_for(cfg.seed, 'resume', n, rank).integers(2**31)))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as e:
+        why = ' '.join(f'{type(e).__name__}: {e}'.split())[:100]
+        raise RunError(f'{path}: cannot be resumed from ({why}); delete the file, and train again') from None
+    return head.state
 
 # %% ../nbs/5_training/01_training.ipynb #83671d94
 class StopFlag(contextlib.AbstractContextManager):
