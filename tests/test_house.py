@@ -18,7 +18,7 @@ ROOMS = {
     '4_methods': 'fusion methods.base methods.cmpc methods.older methods.identity pairs methods.faa methods.catalog methods.released_code',
     '5_training': 'sources recipes training cache cost',
     '6_evaluation': 'evaluation.metrics evaluation.trials evaluation.protocols evaluation.fused evaluation.lists evaluation.published evaluation.runs evaluation.listed evaluation.grid',
-    '7_reports': 'reports.tables reports.plots reports.runner reports.traces reports.tsne reports.differences',
+    '7_reports': 'reports.tables reports.plots reports.pages reports.runner reports.traces reports.tsne reports.differences',
     '8_commands': 'demo cli __main__',
 }
 ROOM = {m: room for room, names in ROOMS.items() for m in names.split()}

@@ -61,7 +61,14 @@ def test_find_report(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT/'tests')
     assert find_report('evaluate') == find_report('evaluate.ipynb') == EVALUATE
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match='clone'): find_report('evaluate')
+    assert find_report('evaluate') == EVALUATE, 'a clone\'s library finds the clone\'s reports from any folder'
+    with pytest.raises(ConfigError, match='no-such') as e: find_report('no-such')
+    assert one_line(e) and 'evaluate' in str(e.value)
+    mine = tmp_path/'nbs'/'reports'
+    mine.mkdir(parents=True)
+    assert find_report('evaluate') == EVALUATE
+    (mine/'evaluate.ipynb').write_text('mine')
+    assert find_report('evaluate') == mine/'evaluate.ipynb', 'the clone one works in comes first'
     monkeypatch.setenv('VFASSOC_SETTINGS', str(ROOT/'settings.ini'))
     assert find_report('evaluate') == EVALUATE
 

@@ -1,5 +1,5 @@
-"The wheel holds the library and nothing else, declares ranges, and works where the repository is not."
-import email, shutil, site, sys, zipfile
+"The wheel holds the library and its reports and nothing else, declares ranges, and works where the repository is not."
+import email, shutil, site, subprocess, sys, zipfile
 from pathlib import Path
 
 import pytest
@@ -9,9 +9,10 @@ from checkout import ROOT, call, copy_to, modules
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
-    "Built from a copy of the repository, without a network: the build backend of this environment is used."
+    """Built from a source distribution of a copy of the repository, as `pip install` of one would; without a network: the
+    build backend of this environment is used."""
     out = tmp_path_factory.mktemp('wheel')
-    call(sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', out, cwd=copy_to(out/'house'))
+    call(sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, cwd=copy_to(out/'house'))
     return next(out.glob('*.whl'))
 
 @pytest.fixture(scope='module')
@@ -28,11 +29,17 @@ def python(wheel, tmp_path_factory):
     (folder/'dependencies.pth').write_text('\n'.join(site.getsitepackages()) + '\n')
     return python
 
-def test_holds_the_library_and_nothing_else(wheel):
+REPORTS = {f'vfassoc/reports/notebooks/{p.name}': p for p in sorted((ROOT/'nbs'/'reports').glob('*.ipynb'))}
+
+def test_holds_the_library_and_its_reports_and_nothing_else(wheel):
     inside = {n for n in zipfile.ZipFile(wheel).namelist() if '.dist-info/' not in n}
-    assert inside == {p.as_posix() for p in modules()}
-    assert {Path(n).parent.as_posix() for n in inside} == {Path(n).parent.as_posix() for n in inside if n.endswith('/__init__.py')}, \
-        'a folder of modules without __init__.py'
+    assert inside - REPORTS.keys() == {p.as_posix() for p in modules()}
+    folders = {Path(n).parent.as_posix() for n in inside - REPORTS.keys()}
+    assert folders == {Path(n).parent.as_posix() for n in inside if n.endswith('/__init__.py')}, 'a folder of modules without __init__.py'
+
+def test_reports_are_those_of_the_book(wheel):
+    z = zipfile.ZipFile(wheel)
+    assert REPORTS and {n: z.read(n) for n in z.namelist() if n.endswith('.ipynb')} == {n: p.read_bytes() for n,p in REPORTS.items()}
 
 def test_declares_ranges(wheel):
     z = zipfile.ZipFile(wheel)
@@ -81,14 +88,21 @@ def main():
 if __name__ == '__main__': main()
 """
 
-def test_the_demo_runs_outside_the_repository(python, tmp_path):
-    "A corpus, a training step, an evaluation and a report, at the smallest scale, with the installed wheel only."
+@pytest.mark.parametrize('name', ['evaluate', 'mine.ipynb'])
+def test_the_demo_runs_outside_the_repository(python, tmp_path, name):
+    """A corpus, a training step, an evaluation and a report, at the smallest scale, with the installed wheel only: the report
+    of the book by its name, or a copy of one's own by its path."""
     (tmp_path/'demo.py').write_text(SCRIPT)
-    shutil.copy(ROOT/'nbs'/'reports'/'evaluate.ipynb', tmp_path/'mine.ipynb')
-    page = call(python, 'demo.py', 'mine.ipynb', cwd=tmp_path, JUPYTER_PATH=f'{sys.prefix}/share/jupyter') # nbconvert's page templates
+    if name == 'mine.ipynb': shutil.copy(ROOT/'nbs'/'reports'/'evaluate.ipynb', tmp_path/name)
+    page = call(python, 'demo.py', name, cwd=tmp_path, JUPYTER_PATH=f'{sys.prefix}/share/jupyter') # nbconvert's page templates
     assert 'verification (AUC)' in page and 'ceiling, AUC' not in page
     assert page.count('<audio') == 1 + 5 and 'another version of the generator' not in page and 'not at' not in page
-    assert {p.name for p in tmp_path.iterdir()} == {'demo.py', 'mine.ipynb', 'data', 'runs', 'figures'}
+    assert {p.name for p in tmp_path.iterdir()} == {'demo.py', 'data', 'runs', 'figures', name} - {'evaluate'}
+
+def test_report_command_finds_the_installed_reports(python, tmp_path):
+    "In any folder the command knows the reports of the wheel; here it is only asked which there are."
+    r = subprocess.run([python, '-m', 'vfassoc', 'report', 'no-such'], cwd=tmp_path, capture_output=True, text=True)
+    assert r.returncode == 2 and all(p.stem in r.stderr for p in REPORTS.values()), r.stderr
 
 def test_the_repository_is_not_seen(python, tmp_path):
     "What the fixture promises: without the wheel there would be no vfassoc to import."

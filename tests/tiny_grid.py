@@ -4,6 +4,7 @@ from pathlib import Path
 from bs4 import BeautifulSoup
 
 from checkout import ROOT
+from hostile import ODD, unsafe
 from vfassoc.core import Settings
 from vfassoc.evaluation.grid import Grid, run_grid
 from vfassoc.reports.runner import run_report
@@ -41,7 +42,8 @@ def finished(plan, folder):
 
 
 def page(name, folder, **parameters):
-    "A report's page, its text, and the names of its figures."
-    _, html = run_report(ROOT/'nbs'/'reports'/f'{name}.ipynb', folder/name, {**parameters, 'figures': folder/'figures'}, quiet=True)
+    "A report's page, its text, and the names of its figures; its title is an odd one unless another is given."
+    _, html = run_report(ROOT/'nbs'/'reports'/f'{name}.ipynb', folder/name, {'title': ODD, **parameters, 'figures': folder/'figures'}, quiet=True)
+    assert unsafe(html.read_text()) == []
     soup = BeautifulSoup(html.read_text(), 'html.parser')
     return soup, ' '.join(soup.get_text(' ').split()), {p.name for p in (folder/'figures').iterdir()}

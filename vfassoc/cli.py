@@ -156,12 +156,12 @@ def grid(a, s):
 
 def report(a, s):
     from vfassoc.recipes import run_path
-    from vfassoc.reports.runner import declared, find_report, parse_parameters, run_report
+    from vfassoc.reports.runner import declared, find_report, parse_parameters, result_name, run_report
     nb = find_report(a.name)
     given = parse_parameters(nb, a.parameter or [])
     if a.grid: given['grid'] = str(run_path(a.grid, s).resolve())
     if a.run: given['runs'] = [str(run_path(r, s).resolve()) for r in a.run]
-    out = (Path(a.output) if a.output else s.figures/Path(nb).stem).with_suffix('')
+    out = result_name(a.output or s.figures/nb.stem)
     if 'figures' in declared(nb): given.setdefault('figures', str(out.resolve()))
     _, page = run_report(nb, out, given)
     print(page.resolve())

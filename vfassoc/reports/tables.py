@@ -71,7 +71,7 @@ def read_scores(
         if m.get('schema') != 1: raise RunError(f'{r.run}: {kind}.json has schema {m.get("schema")!r}, expected 1; evaluate the run again')
         scores = pd.DataFrame(m['scores']).reindex(columns=RECORD)
         other = scores.by.notna() & (scores.by != 'fused') # the same run, scored in other ways
-        label = (r.method + ', ' + scores.by.fillna('')).where(other, r.method)
+        label = (r.method + ', ' + scores.by.astype(object).fillna('').astype(str)).where(other, r.method)
         frames.append(scores.assign(run=r.run, method=label, seed=r.seed))
     numbers = ['value', 'low', 'high', 'chance', 'ceiling', 'same_video', 'candidates']
     return pd.concat(frames, ignore_index=True).astype(dict.fromkeys(numbers, float))
@@ -219,6 +219,8 @@ def as_text(
         blocks.append('\n'.join([group, *rows]))
     return '\n\n'.join(blocks)
 
+def _as_written(name:str) -> str: return re.sub(r'([\\`*_<|$\[])', r'\\\1', name) # a method's name is no markup
+
 def as_markdown(
     table:pd.DataFrame, # from `paper_table`
 ) -> str: # a pipe table
@@ -227,7 +229,7 @@ def as_markdown(
     shown = [g if i == 0 or g != groups[i - 1] else '' for i,g in enumerate(groups)]
     grey = lambda i, c: f'*{c}*' if (i in REFERENCES.values() or i.endswith(PRINTED)) and c != '–' else c
     rows = [['', *shown], ['---', *['---:']*len(names)], ['', *names],
-            *([grey(i, i), *(grey(i, c) for c in row)] for i,row in zip(table.index, table.to_numpy()))]
+            *([grey(i, _as_written(i)), *(grey(i, c) for c in row)] for i,row in zip(table.index, table.to_numpy()))]
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in rows)
 
 def as_html(
@@ -244,4 +246,4 @@ def as_html(
     if grey:
         style = style.set_properties(subset=(grey, slice(None)), color='#808080')
         style = style.apply_index(lambda s: ['color:#808080; font-weight:normal' if i in grey else '' for i in s], axis=0)
-    return style.set_caption(caption) if caption else style
+    return style.set_caption(escape(caption)) if caption else style
