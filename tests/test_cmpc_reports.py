@@ -5,18 +5,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tiny_grid import finished, here, page, tiny
+from tiny_grid import here, page, tiny
 from vfassoc.core import RunError, read_json
 from vfassoc.reports import tables
 from vfassoc.reports.differences import paired_differences
 from vfassoc.reports.runner import run_report
 from vfassoc.reports.traces import read_traces, rho_table, training_videos
 
-ALL = ('CID', '+ prototypes', 'CMPC', 'CMPC as released', 'CMPC, 2 shots', 'supervised')
-
-
-@pytest.fixture(scope='module')
-def grid(tmp_path_factory): return finished(tiny(ALL, (0, 1)), tmp_path_factory.mktemp('reports'))
+@pytest.fixture
+def grid(cmpc_grid): return cmpc_grid
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +21,7 @@ def settings(grid, monkeypatch): monkeypatch.setenv('VFASSOC_SETTINGS', str(grid
 
 
 def test_ablation(grid, tmp_path):
-    soup, text, figures = page('ablation_cmpc', tmp_path, grid=str(grid/'runs/g'), variants=list(ALL[:4]), title='Tiny')
+    soup, text, figures = page('ablation_cmpc', tmp_path, grid=str(grid/'runs/g'), variants=['CID', '+ prototypes', 'CMPC', 'CMPC as released'], title='Tiny')
     scores = tables.read_scores([grid/'runs/g'/v/f'seed{s}' for v in ('cid', 'prototypes', 'cmpc', 'cmpc-as-released') for s in (0, 1)])
     mean = scores.query('method == "CMPC" and metric == "auc" and stratum == "G"').value.mean()
     assert f'{100*mean:.1f}' in text and 'CMPC (2 seeds)' in text and 'CMPC as released (2 seeds)' in text and 'Tiny' in text

@@ -1,12 +1,12 @@
 "Grids: interrupted, extended, failing, in several processes, by Dask; low shots that start from another run."
-import dataclasses, inspect, json, os, signal, subprocess, sys
+import dataclasses, inspect, json, os, shutil, signal, subprocess, sys
 
 import pytest
 from safetensors.torch import load_file
 
 from tiny_grid import VARIANTS, here, ini, tiny
 from vfassoc.cli import main
-from vfassoc.core import ConfigError, CorpusError, RunError, read_json, to_dict
+from vfassoc.core import ConfigError, CorpusError, RunError, read_json, to_dict, write_json
 from vfassoc.evaluation.grid import grid_runs, run_grid
 from vfassoc.recipes import load_model, load_recipe, open_corpus, train
 from vfassoc.methods.catalog import METHODS
@@ -15,11 +15,15 @@ from vfassoc.training import load_tensors, save_tensors
 quiet = dict(jobs=1, say=lambda line: None)
 
 
-@pytest.fixture(scope='module')
-def done(tmp_path_factory):
-    "A grid with a variant that starts from another, finished, and its table."
-    d = tmp_path_factory.mktemp('grid')
-    return d, run_grid(tiny(('CMPC', 'CMPC, 2 shots')), d/'runs'/'g', here(d), **quiet)
+PAIR = ('CMPC', 'CMPC, 2 shots') # the second starts from the first
+
+
+def copied(cmpc_grid, folder):
+    "Copies of the two runs of PAIR, finished, as a grid of their own in `folder`/runs/g; and settings that find their corpus."
+    for run in ('cmpc/seed0', 'cmpc-2-shots/seed0'): shutil.copytree(cmpc_grid/'runs/g'/run, folder/'runs/g'/run)
+    config = folder/'runs/g/cmpc-2-shots/seed0/config.json'
+    write_json(config, {**read_json(config), 'start': str((folder/'runs/g/cmpc/seed0').resolve())})
+    return folder/'runs/g', dataclasses.replace(here(folder), data=here(cmpc_grid).data)
 
 
 def test_an_interrupted_command_goes_on_and_skips_what_is_done(tmp_path):
@@ -40,11 +44,13 @@ def test_an_interrupted_command_goes_on_and_skips_what_is_done(tmp_path):
     assert len(grid_runs(tmp_path/'runs/g')) == 4
 
 
-def test_parallel_cells_equal_cells_one_by_one(done, tmp_path):
-    d, _ = done
-    run_grid(tiny(('CMPC', 'CMPC, 2 shots'), (0,)), tmp_path/'runs'/'g', dataclasses.replace(here(tmp_path), data=here(d).data), jobs=2, say=lambda line: None)
-    a, b = (load_file(x/'runs/g/cmpc/seed0/checkpoints/best.safetensors') for x in (d, tmp_path))
-    assert a.keys() == b.keys() and all((a[k] - b[k]).abs().max() < 1e-5 for k in a)
+def test_parallel_cells_equal_cells_one_by_one(cmpc_grid, tmp_path):
+    "The shared grid was trained in two processes."
+    s = dataclasses.replace(here(tmp_path), data=here(cmpc_grid).data)
+    assert set(run_grid(tiny(PAIR), tmp_path/'runs/g', s, **quiet).result) == {'done'}
+    for run in ('cmpc', 'cmpc-2-shots'):
+        a, b = (load_file(x/'runs/g'/run/'seed0/checkpoints/best.safetensors') for x in (cmpc_grid, tmp_path))
+        assert a.keys() == b.keys() and all((a[k] - b[k]).abs().max() < 1e-5 for k in a), run
 
 
 def test_dask_hands_out_the_cells(tmp_path):
@@ -73,22 +79,20 @@ def test_the_command_fails_when_a_cell_does(tmp_path, capsys, monkeypatch):
     assert main(['grid', 'nothing']) == 2 and 'known: ablation-cmpc' in capsys.readouterr().err
 
 
-def test_another_protocol_or_seed_is_not_finished(done):
-    d, first = done
-    assert set(first.result) == {'done'}
-    g = tiny(('CMPC', 'CMPC, 2 shots'))
-    assert set(run_grid(g, d/'runs'/'g', here(d), **quiet).result) == {'finished before'}
-    weights = (d/'runs/g/cmpc/seed0/checkpoints/last.safetensors').read_bytes()
+def test_another_protocol_or_seed_is_not_finished(cmpc_grid, tmp_path):
+    root, s = copied(cmpc_grid, tmp_path)
+    g = tiny(PAIR)
+    assert set(run_grid(g, root, s, **quiet).result) == {'finished before'}
+    weights = (root/'cmpc/seed0/checkpoints/last.safetensors').read_bytes()
     other = dataclasses.replace(g, evaluate={**g.evaluate, 'replicates': 150})
-    assert set(run_grid(other, d/'runs'/'g', here(d), **quiet).result) == {'done'}
-    assert (d/'runs/g/cmpc/seed0/checkpoints/last.safetensors').read_bytes() == weights, 'scored again, not trained again'
+    assert set(run_grid(other, root, s, **quiet).result) == {'done'}
+    assert (root/'cmpc/seed0/checkpoints/last.safetensors').read_bytes() == weights, 'scored again, not trained again'
     changed = dataclasses.replace(g, changes={**g.changes, 'train.lr': .002})
-    assert 'choose another run folder' in run_grid(changed, d/'runs'/'g', here(d), **quiet).result[0]
+    assert 'choose another run folder' in run_grid(changed, root, s, **quiet).result[0]
 
 
-def test_low_shots_start_from_the_other_run_and_remember_whom_it_met(done):
-    d, _ = done
-    root, s = d/'runs'/'g', here(d)
+def test_low_shots_start_from_the_other_run_and_remember_whom_it_met(cmpc_grid):
+    root, s = cmpc_grid/'runs/g', here(cmpc_grid)
     m = open_corpus('tiny', s)
     recipe = read_json(root/'cmpc-2-shots/seed0/config.json')
     assert recipe['start'] == str((root/'cmpc/seed0').resolve()) and recipe['data']['shots'] == 2
@@ -98,9 +102,9 @@ def test_low_shots_start_from_the_other_run_and_remember_whom_it_met(done):
     assert tensors['method/target'].tolist() == sorted(list(range(12))*2), 'two videos of each of 12 people, in the order of the manifest'
 
 
-def test_the_first_step_of_low_shot_learning_is_taken_from_the_started_weights(done, tmp_path):
+def test_the_first_step_of_low_shot_learning_is_taken_from_the_started_weights(cmpc_grid, tmp_path):
     "With a learning rate of nearly nothing the towers stay those of the run it started from."
-    d, _ = done
+    d = cmpc_grid
     still = load_recipe('low-shot-demo', {**tiny().changes, 'start': str(d/'runs/g/cmpc/seed0'), 'data.shots': 1, 'train.lr': 1e-9, 'train.lr_start': 1e-9, 'train.lr_end': 1e-9})
     train(still, tmp_path/'r', here(d), quiet=True)
     a, b = load_model(tmp_path/'r')[0], load_model(d/'runs/g/cmpc/seed0')[0]
@@ -114,8 +118,8 @@ def test_the_first_step_of_low_shot_learning_is_taken_from_the_started_weights(d
     ({'data.shots': -1}, ConfigError, 'data.*shots'),
     ({'method.tau': 0.}, ConfigError, 'tau = 0.0'),
 ])
-def test_what_low_shot_learning_refuses(done, tmp_path, changes, error, word):
-    d, _ = done
+def test_what_low_shot_learning_refuses(cmpc_grid, tmp_path, changes, error, word):
+    d = cmpc_grid
     base = {**tiny().changes, 'start': str(d/'runs/g/cmpc/seed0'), 'data.shots': 2}
     with pytest.raises(error, match=word) as e: train(load_recipe('low-shot-demo', {**base, **changes}), tmp_path/'r', here(d), quiet=True)
     assert '\n' not in str(e.value) and not (tmp_path/'r'/'checkpoints').exists()
@@ -126,19 +130,19 @@ def test_methods_without_labels_have_no_way_to_get_them():
         assert cls.labelled == (name == 'identity') == ('identity' in inspect.signature(cls.__init__).parameters), name
 
 
-def test_low_shots_of_a_run_that_was_trained_again_are_not_finished(tmp_path):
-    g = tiny(('CMPC', 'CMPC, 2 shots'))
-    run_grid(g, tmp_path/'g', here(tmp_path), **quiet)
-    assert set(run_grid(g, tmp_path/'g', here(tmp_path), **quiet).result) == {'finished before'}
-    best = tmp_path/'g/cmpc/seed0/checkpoints/best.safetensors'
+def test_low_shots_of_a_run_that_was_trained_again_are_not_finished(cmpc_grid, tmp_path):
+    root, s = copied(cmpc_grid, tmp_path)
+    g = tiny(PAIR)
+    assert set(run_grid(g, root, s, **quiet).result) == {'finished before'}
+    best = root/'cmpc/seed0/checkpoints/best.safetensors'
     tensors, about = load_tensors(best)
     save_tensors(best, {k: t*1.01 if t.is_floating_point() else t for k, t in tensors.items()}, about)
-    assert 'no longer has; delete this folder' in run_grid(g, tmp_path/'g', here(tmp_path), **quiet).set_index('variant').result['CMPC, 2 shots']
+    assert 'no longer has; delete this folder' in run_grid(g, root, s, **quiet).set_index('variant').result['CMPC, 2 shots']
 
 
-def test_a_memory_of_another_corpus_is_refused(done, tmp_path):
+def test_a_memory_of_another_corpus_is_refused(cmpc_grid):
     "The manifest's hash reaches the memories through `train`."
-    d, _ = done
+    d = cmpc_grid
     tensors, _ = load_tensors(d/'runs/g/cmpc/seed0/checkpoints/last.safetensors')
     mine = bytes(tensors['method/memory.voice.corpus'].tolist()).hex()
     assert mine == open_corpus('tiny', here(d)).hash == bytes(tensors['method/rho.corpus'].tolist()).hex()

@@ -1,5 +1,5 @@
 "Losses: equal to the published outputs of the released CMPC code, right over two processes, clear about bad input."
-import itertools, math, os, subprocess, sys
+import itertools, math, os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from vfassoc.core import ConfigError, RunError
+from clean_process import run_ranks
+from vfassoc.core import ConfigError, RunError, world
 from vfassoc.losses.baselines import (kim_loss, negatives_at, pair_contrast, pins_hardness, pins_loss, triplet_margin,
                                       triplet_ratio)
 from vfassoc.losses.contrastive import cid_loss, instance_contrast
@@ -340,12 +341,14 @@ def part(rank, n):
         out |= {f'{name}/loss': rows.detach(), f'{name}/v': g[0], f'{name}/f': g[1]}
     return out | {'released/w': released_cmpc_loss(v, f, idx[mine], V, Fc, densities(V), densities(Fc))[1], 'rho/all': memory.values}
 
+def worker(folder):
+    torch.distributed.init_process_group('gloo')
+    rank, n = world()
+    save_file({k: x.contiguous() for k,x in part(rank, n).items()}, folder/f'{rank}.safetensors')
+    torch.distributed.destroy_process_group()
+
 def test_two_processes_give_the_rows_and_gradients_of_one(tmp_path):
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    ps = [subprocess.Popen([sys.executable, __file__, str(tmp_path), str(r)], env=env, text=True,
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for r in range(2)]
-    outs = [p.communicate(timeout=240)[0] for p in ps]
-    assert [p.returncode for p in ps] == [0, 0], outs[0][-2000:] + outs[1][-2000:]
+    run_ranks(worker, (tmp_path,), tmp_path)
     parts, one = [load_file(tmp_path/f'{r}.safetensors') for r in range(2)], part(0, 1)
     for key, x in one.items():
         if key == 'rho/all':
@@ -353,10 +356,3 @@ def test_two_processes_give_the_rows_and_gradients_of_one(tmp_path):
         else:
             both = torch.cat([p[key] for p in parts])
             close(both/2 if key.endswith(('/v', '/f')) else both, x, rtol=1e-4, atol=1e-5) # DDP divides by the number of processes
-
-if __name__ == '__main__':
-    torch.set_num_threads(1)
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
-    save_file({k: x.contiguous() for k,x in part(rank, 2).items()}, folder/f'{rank}.safetensors')
-    torch.distributed.destroy_process_group()

@@ -1,5 +1,5 @@
 "The memory of one modality and the column of rho: the public code's numbers, two processes, saving, bad input."
-import os, socket, subprocess, sys
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from clean_process import run_ranks
 from vfassoc.core import ConfigError, RunError, world
 from vfassoc.memory import Memory, RhoBuffer
 
@@ -39,14 +40,7 @@ def worker(folder):
 
 
 def test_two_processes_hold_the_memory_of_one(tmp_path):
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'WORLD_SIZE': '2'}
-    ps = [subprocess.Popen([sys.executable, __file__, str(tmp_path)], env={**env, 'RANK': str(r)}, stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT, text=True) for r in range(2)]
-    outs = [p.communicate(timeout=120)[0] for p in ps]
-    assert [p.returncode for p in ps] == [0, 0], outs[0][-3000:]
+    run_ranks(worker, (tmp_path,), tmp_path)
     for variant in ('paper', 'released'):
         one = fill(variant)
         assert one['memory.seen'].sum() > BATCH and one['rho.seen'].sum() < N
@@ -191,6 +185,3 @@ def test_rho_buffer():
                            (torch.ones(1, 1), [0], 'one number')):
         with pytest.raises(RunError, match=word): rho.update(bad, torch.tensor(idx))
     with pytest.raises(RunError, match='has 6 rows, this corpus 5'): RhoBuffer(5).load_state_dict(rho.state_dict())
-
-
-if __name__ == '__main__': worker(sys.argv[1])

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import toy
 import vfassoc.training as training
+from clean_process import run_all
 from vfassoc.core import RunError, RunFolder
 from vfassoc.training import StopFlag, TrainConfig, load_tensors
 
@@ -17,20 +18,29 @@ def weights(model): return {k: v.clone() for k,v in model.state_dict().items()}
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def child(folder, at, *args):
+def child(folder, at):
+    "A training run in a new interpreter, SIGKILLed before step `at`; exit status and output."
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    return subprocess.run([sys.executable, toy.__file__, str(folder), str(at), *args], env=env, capture_output=True, text=True, timeout=300)
+    r = subprocess.run([sys.executable, toy.__file__, str(folder), str(at)], env=env, capture_output=True, text=True, timeout=300)
+    return r.returncode, r.stderr
+
+
+def forked(folder, at):
+    "The same in a process that starts at once."
+    (code,), (said,) = run_all([(toy.killed, (str(folder), at), {})], folder.with_suffix('.said'))
+    return code, said
 
 
 def test_sigkill_and_resume_is_bit_identical(tmp_path):
     "SIGKILL before a first checkpoint, in the middle of an epoch, at its border, and twice in one run."
-    assert child(tmp_path/'whole', -1).returncode == 0
+    code, said = forked(tmp_path/'whole', -1)
+    assert code == 0, said
     whole = load_file(tmp_path/'whole/end.safetensors')
-    for kills in ([2], [11], [12, 17]):
+    for start, kills in ((forked, [2]), (child, [11]), (forked, [12, 17])):
         folder = tmp_path/f'kill{kills[0]}'
-        for k in kills: assert child(folder, k).returncode == -signal.SIGKILL
-        end = child(folder, -1)
-        assert end.returncode == 0, end.stderr[-2000:]
+        for k in kills: assert start(folder, k)[0] == -signal.SIGKILL
+        code, said = start(folder, -1)
+        assert code == 0, said[-2000:]
         assert same(whole, load_file(folder/'end.safetensors')), kills
         a, b = (pd.read_csv(f/'history.csv').drop(columns='seconds') for f in (tmp_path/'whole', folder))
         pd.testing.assert_frame_equal(a, b, check_exact=True)

@@ -3,6 +3,7 @@ import os, signal, sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from vfassoc.core import RunFolder, rng_for, seed_everything, world
 from vfassoc.encoders import ModelConfig, VoiceFaceModel
@@ -64,10 +65,12 @@ def run(path, before=lambda step: None, steps=18, dropout=False, validate=None, 
     return model, result
 
 
-if __name__ == '__main__': # toy.py FOLDER KILL_AT: SIGKILL before the given step (-1: never), then the weights to FOLDER/end.pt
-    from safetensors.torch import save_file
-    torch.set_num_threads(1)
-    folder, at = sys.argv[1], int(sys.argv[2])
-    method = METHODS[sys.argv[3] if len(sys.argv) > 3 else 'cid']
-    model, _ = run(folder, lambda s: os.kill(os.getpid(), signal.SIGKILL) if s == at else None, dropout=True, method=method)
+def killed(folder, at):
+    "Train, with SIGKILL before step `at` (-1: never); then the weights go to end.safetensors."
+    model, _ = run(folder, lambda s: os.kill(os.getpid(), signal.SIGKILL) if s == at else None, dropout=True)
     save_file({k: v.contiguous() for k,v in model.state_dict().items()}, folder + '/end.safetensors')
+
+
+if __name__ == '__main__': # toy.py FOLDER AT
+    torch.set_num_threads(1)
+    killed(sys.argv[1], int(sys.argv[2]))

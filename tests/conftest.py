@@ -1,0 +1,33 @@
+"What all tests share: an order of files that keeps two workers busy, and a grid that is trained once for all of them."
+import shutil
+
+import pytest
+from filelock import FileLock
+
+from tiny_grid import VARIANTS, finished, tiny
+
+LONGEST = ['test_faa', 'test_cmpc_reports', 'test_reports', 'test_grid'] # begun first; the others follow in their order
+
+
+def pytest_collection_modifyitems(items):
+    place = {stem: k for k, stem in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+def once(request, tmp_path_factory, name, make):
+    "The folder that `make(folder)` filled, once for all workers of this session: who comes first makes, the others wait, all only read."
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if hasattr(request.config, 'workerinput') else base)/f'shared-{name}'
+    with FileLock(f'{folder}.lock'):
+        if not folder.with_suffix('.made').exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            folder.with_suffix('.made').touch()
+    return folder
+
+
+@pytest.fixture(scope='session')
+def cmpc_grid(request, tmp_path_factory):
+    "All variants of the tiny grid with two seeds, trained and scored in `runs/g`, and their corpus; a test that changes a run copies it."
+    return once(request, tmp_path_factory, 'cmpc-grid', lambda folder: finished(tiny(tuple(VARIANTS), (0, 1)), folder))
