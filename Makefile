@@ -1,5 +1,6 @@
 # make demo   the main job, end to end, on a corpus it draws itself
 # make test   every notebook and every test
+# make mutants  do the tests notice? the library with one line made wrong, again and again (ONLY=PATTERN: some of them)
 # make lab    JupyterLab on the book
 # make setup  only the environment (demo, test and lab do it when it is missing)
 SHELL := /bin/bash
@@ -9,9 +10,9 @@ BIN  := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test lab clean-nbs lock
+.PHONY: help setup demo test mutants lab clean-nbs lock
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@PY=$${PYTHON:-$$(for p in python3 python3.12 python3.13 python3.11; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && echo $$p && break; done)}; \
@@ -33,6 +34,9 @@ demo: setup
 
 test: setup
 	@PATH="$(abspath $(BIN)):$$PATH" bash tests/run.sh
+
+mutants: setup
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants.py $(if $(ONLY),--only '$(ONLY)')
 
 lab: setup
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/jupyter lab --notebook-dir=nbs
