@@ -1,0 +1,106 @@
+"What `evaluate` is asked for and cannot be: each is refused in one line before anything is embedded, and no setting is a way around the leak refusal."
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from test_corpus_bad_input import one_line
+from tiny_grid import SYNTH, here, ini
+from vfassoc.cli import main
+from vfassoc.core import ConfigError, RunError, read_json
+from vfassoc.corpus.manifest import scan
+from vfassoc.corpus.synthetic import SynthConfig, write_corpus
+from vfassoc.evaluation.listed import OF_LISTS, _protocol
+from vfassoc.evaluation.protocols import ProtocolConfig, assert_candidates
+from vfassoc.evaluation.runs import evaluate_run, split_of, unheard
+from vfassoc.recipes import load_recipe, train
+from vfassoc.reports.tables import read_scores
+
+SMALL = dict(replicates=100, verification_trials=200, matching_trials=100, candidates=[2])
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    "24 drawn people and a run that has hardly learnt."
+    home = tmp_path_factory.mktemp('protocol')
+    write_corpus(home/'data/tiny', SynthConfig(**{**SYNTH, 'videos_per_identity': 2}), 1)
+    train(load_recipe('demo', {'corpus': 'tiny', 'data.seconds': 1., 'data.size': 32, 'model.dim': 8, 'train.samples': 16, 'train.batch_size': 8, 'train.warmup': 8}),
+          home/'runs/r', here(home), quiet=True)
+    return home
+
+@pytest.fixture
+def corpus(home, tmp_path):
+    "A copy whose splits a test may rewrite."
+    shutil.copytree(home/'data/tiny', tmp_path/'data/tiny')
+    return tmp_path/'data/tiny'
+
+def moved(corpus, old, new):
+    "Mark the people of one split as those of another; the people."
+    lines = [line.rsplit(' ', 1) for line in (corpus/'identity_splits.txt').read_text().splitlines()]
+    (corpus/'identity_splits.txt').write_text(''.join(f'{name} {new if n == old else n}\n' for name, n in lines))
+    return [name for name, n in lines if n == old]
+
+def score(home, corpus, **changes): return evaluate_run(home/'runs/r', here(home), {**SMALL, **changes}, corpus=str(corpus))
+
+def test_seen_without_a_seen_split_is_an_error(home, capsys):
+    "The command of the defect: it scored the unseen split and called it seen-heard."
+    assert main(['--settings', str(ini(home)), 'evaluate', str(home/'runs/r'), '--set', 'protocol=seen']) == 2
+    line, = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert f'{home/"data/tiny"}: no video of the seen split' in line and 'mark people with 3' in line
+    assert not (home/'runs/r/metrics.json').exists()
+
+def test_seen_scores_the_seen_split_and_marks_it(home, corpus):
+    people = moved(corpus, '1', '3') # those whom the run was trained on
+    r = score(home, corpus, protocol='seen')
+    assert f'seen-heard protocol: {len(people)} of {len(people)} identities were trained on' in r.notes
+    assert r.protocol['identities'] == len(people) and read_json(home/'runs/r/provenance.json')['evaluated']['split'] == 'seen'
+    assert set(read_scores([home/'runs/r']).method) == {'CID, seen-heard'}
+    unseen = score(home, corpus) # the test people of the same corpus: nobody of them was trained on
+    assert not any('seen-heard' in n for n in unseen.notes) and set(read_scores([home/'runs/r']).method) == {'CID'}
+
+@pytest.mark.parametrize('old', ['1', '2'])
+def test_no_other_case_is_let_through(home, corpus, old):
+    moved(corpus, '4', '3'); moved(corpus, old, '4')
+    with pytest.raises(RunError, match='identities were trained on') as e: score(home, corpus)
+    one_line(e)
+
+@pytest.mark.parametrize('protocol, split', [('seen', 'test'), ('seen', 'train'), ('seen', 'valid'), ('unseen', 'seen')])
+def test_protocol_and_split_go_together(protocol, split):
+    assert split_of('unseen') == 'test' and split_of('seen') == 'seen' and split_of('unseen', 'valid') == 'valid'
+    with pytest.raises(ConfigError, match=f"split = '{split}'"): split_of(protocol, split)
+
+# ---- more candidates than people
+
+@pytest.mark.parametrize('candidates', [[100_000], [2, 11]])
+def test_more_candidates_than_people_are_refused_at_once(home, monkeypatch, candidates):
+    def never(*a, **kw): raise AssertionError('embedded first')
+    monkeypatch.setattr('vfassoc.evaluation.runs.embed', never)
+    with pytest.raises(ConfigError) as e: score(home, home/'data/tiny', candidates=candidates)
+    assert f'candidates = {candidates[-1]}; allowed: 2 to 8' in one_line(e)
+
+def test_a_few_too_many_are_left_out_with_a_note(home):
+    r = score(home, home/'data/tiny', candidates=[2, 9, 10])
+    assert 'matching: 1:9 1:10 left out: there are 8 identities' in r.notes and set(r.table.candidates.dropna()) == {2}
+    assert assert_candidates(ProtocolConfig(), 10) == assert_candidates(ProtocolConfig(candidates=(2, 50)), 50) == ()
+
+# ---- what lists decide
+
+@pytest.mark.parametrize('key, value', [('protocol', 'seen'), ('strata', ['U']), ('same_video', 'exclude'), ('gallery', 100), ('verification_trials', 9)])
+def test_what_published_lists_decide_cannot_be_set(key, value):
+    with pytest.raises(ConfigError, match=key) as e: _protocol({key: value})
+    assert '--lists' in one_line(e)
+    assert _protocol({k: getattr(ProtocolConfig(), k) for k in OF_LISTS}) == ProtocolConfig()
+
+# ---- long recordings
+
+def test_what_of_long_recordings_is_not_heard(home, corpus, capsys):
+    path = corpus/scan(corpus, quiet=True).media('voice', 'test').path[0]
+    x, rate = soundfile.read(path)
+    soundfile.write(path, np.resize(x, 90*rate), rate)
+    r = score(home, corpus)
+    said, = (n for n in r.notes if 'longer than 60 s' in n)
+    assert '1 of ' in said and '90 s' in said and 'middle 1 s' in said and said in capsys.readouterr().err
+    assert said in read_json(home/'runs/r/metrics.json')['notes']
+    assert not any('longer than' in n for n in score(home, home/'data/tiny').notes)
+    assert 'a few seconds' in unheard(pd.DataFrame({'duration': [90.]}), None)[0] and unheard(pd.DataFrame({'duration': [60.]}), 1.) == []
