@@ -30,7 +30,7 @@ from vfassoc.losses.baselines import label_contrast, pair_contrast, triplet_marg
 from vfassoc.losses.contrastive import cid_loss
 from vfassoc.losses.multisimilarity import multi_similarity_loss
 from vfassoc.losses.prototype import Prototypes, cmpc_loss
-from vfassoc.losses.recalibration import prototype_agreement
+from vfassoc.losses.recalibration import deviation, prototype_agreement, recalibration_weights
 from vfassoc.memory import Memory, RhoBuffer
 from vfassoc.methods.base import Method
 from vfassoc.methods.cmpc import CMPC, CMPCConfig, ReleasedCMPC, ReleasedCMPCConfig
@@ -145,6 +145,13 @@ def test_agreement_is_a_mean_over_granularities():
     row = torch.zeros(1, 2, dtype=torch.long)
     voices, faces = (Prototypes(torch.stack([E1, second]), row, (1, 1), True) for second in (E1, E2))
     assert prototype_agreement(voices, faces).tolist() == [.5]
+
+
+def test_rho_and_its_weight():
+    "Notices rho as a sum, kappa as a deviation, the threshold above the mean, and an unknown rho that counts nothing."
+    close(deviation(E1[None], torch.tensor([[.6, .8]]), torch.tensor([.25])), torch.tensor([.35]))
+    w = recalibration_weights(torch.tensor([1., 3., math.nan]), mean=3., std=2., delta=-1., kappa=4.)
+    close(w, torch.tensor([.5, .5*(1 + math.erf(.5/math.sqrt(2))), 1.])) # at the threshold; at the mean; unknown
 
 
 def test_a_density_is_the_released_formula():
@@ -497,7 +504,8 @@ def test_validation_counts_all_pairs_of_a_person():
     "Notices an AUC whose positives are a video's own voice and face only: the first one would be 10/12."
     z, who = torch.stack([E1, E1, E2, E2]), np.array(['a', 'a', 'b', 'b'])
     assert valid_auc(Method(Two()), [(z, z, torch.arange(4))], who) == 1.
-    assert valid_auc(Method(Two()), [(z[2:], z[2:], torch.arange(2, 4)), (z[:2], z[:2], torch.arange(2))], who) == 1.
+    parts = torch.tensor([[0, 2], [3, 1]])
+    assert valid_auc(Method(Two()), [(z[i], z[i], i) for i in parts], who) == 1.
     assert valid_auc(Method(Two()), [(z, z.flip(0), torch.arange(4))], who) == 0.
 
 
