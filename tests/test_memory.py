@@ -1,15 +1,22 @@
 "The memory of one modality and the column of rho: the public code's numbers, two processes, saving, bad input."
 import os
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clean_process import run_ranks
 from vfassoc.core import ConfigError, RunError, world
 from vfassoc.memory import Memory, RhoBuffer
+from vfassoc.methods.catalog import build_method
+from vfassoc.training import reduce_rows
 
 N, D, STEPS, BATCH = 60, 6, 12, 8
 
@@ -131,9 +138,111 @@ def test_bad_batches_leave_the_memory_as_it_was(z, idx, word):
     memory = Memory(4, 2)
     memory.update(torch.ones(1, 2), torch.tensor([3]))
     before = {k: v.clone() for k,v in memory.state_dict().items()}
-    with pytest.raises(RunError) as e: memory.update(z, torch.tensor(idx))
+    with pytest.raises(RunError) as e:
+        memory.update(z, torch.tensor(idx))
+        for k in before: assert torch.equal(getattr(memory, k), before[k])      # the error waits for `check`, the rows do not
+        memory.check()
     assert word in str(e.value) and one_line(e)
     for k,v in memory.state_dict().items(): assert torch.equal(v, before[k])
+
+
+@pytest.mark.parametrize('ask', [Memory.check, Memory.seen_rows, Memory.state_dict])
+def test_the_first_bad_batch_is_said_once_and_the_next_good_one_is_written(ask):
+    memory = Memory(4, 2)
+    memory.update(torch.tensor([[1., 2.], [torch.nan, 0.]]), torch.tensor([1, 3]))
+    memory.update(torch.ones(1, 2), torch.tensor([9]))
+    memory.update(torch.ones(1, 2), torch.tensor([2]))
+    with pytest.raises(RunError, match=r'1 of 2 values are not finite \(first: row 3\)'): ask(memory)
+    ask(memory)
+    assert memory.seen.tolist() == [False, False, True, False]
+
+
+def waiting(n, d, **kw):
+    "Memory and buffer written one arrival at a time, by what Python sees of each: the definition."
+    rows, seen, values = [None]*n, [False]*n, [None]*n
+    def update(z, idx, rho, m=.5):
+        last = {i: k for k, i in enumerate(idx.tolist())}
+        for i, k in last.items(): rows[i] = m*rows[i] + (1 - m)*z[k] if seen[i] else z[k]
+        for k, i in enumerate(idx.tolist()):
+            seen[i] = True
+            if not rho[k].isnan(): values[i] = rho[k]
+    return rows, seen, values, update
+
+
+def test_nothing_but_the_last_arrival_shows_whatever_repeats_or_is_unknown():
+    g, n, d = torch.Generator().manual_seed(0), 9, 3
+    memory, buffer = Memory(n, d), RhoBuffer(n)
+    rows, seen, values, update = waiting(n, d)
+    for step in range(60):
+        b = step % 8 + 1                                                         # from one arrival to many repeats of nine rows
+        z, idx, rho = torch.randn(b, d, generator=g), torch.randint(0, n, (b,), generator=g), torch.randn(b, generator=g)
+        rho[torch.rand(b, generator=g) < (1. if step == 30 else .4)] = torch.nan
+        memory.update(z, idx)
+        buffer.update(rho, idx)
+        update(z, idx, rho)
+        torch.testing.assert_close(memory.rows[memory.seen], torch.stack([r for r in rows if r is not None]))
+        assert memory.seen.tolist() == seen and buffer.seen.tolist() == [v is not None for v in values]
+        known = torch.tensor([v for v in values if v is not None])
+        assert buffer.values[buffer.seen].tolist() == known.tolist()
+        if len(known):
+            for got, want in zip(buffer.mean_std(), (known.double().mean(), known.double().std(correction=0))): torch.testing.assert_close(got, want.float())
+    memory.check(), buffer.check()
+
+
+WAITS = {'_local_scalar_dense', 'item', 'is_nonzero', 'nonzero', 'nonzero_numpy', 'argwhere', 'unique_dim', '_unique', '_unique2', 'unique_consecutive',
+         'masked_select', 'equal', 'allclose', 'bincount', 'histc', 'repeat_interleave'}
+
+
+class Waits(TorchDispatchMode):
+    "Names the operations whose result Python sees, or whose size depends on the data: a GPU would have to finish all that was asked of it."
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masked = name in ('index', 'index_put', 'index_put_') and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        if name in WAITS or masked: self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def step_of(method, idx, d, device='cpu'):
+    "One step as the trainer does it, from embeddings to their gradient."
+    v, f = (F.normalize(torch.randn(len(idx), d, device=device), dim=1).requires_grad_() for _ in 'vf')
+    reduce_rows(*method.objective(v, f, idx)).backward()
+    return v.grad
+
+
+@pytest.mark.parametrize('warm', [True, False])
+@pytest.mark.parametrize('name', ['cmpc', 'cmpc-released'])
+def test_a_step_of_cmpc_asks_the_device_for_nothing(name, warm, monkeypatch):
+    torch.manual_seed(0)
+    towers = torch.nn.Module()
+    towers.cfg = SimpleNamespace(dim=8)
+    method = build_method({'name': name, 'ks': (4, 9), 'warmup': 10**9 if warm else 0}, towers, 48)
+    for part in torch.arange(48).split(16): step_of(method, part, 8)                 # with `cmpc-released` a batch of prototypes is the first
+    method.start_epoch(0)
+    method.check()
+    if name == 'cmpc': assert (method.prototypes() is None) == warm
+    with Waits() as waits: step_of(method, torch.arange(16), 8)
+    assert waits.found == []
+    monkeypatch.setattr(torch, 'autocast', lambda *args, **kw: nullcontext())        # it does not know the device that follows
+    method.to('meta')                                                                # no tensor has values there: whatever asks for one, fails
+    if name == 'cmpc' and not warm:
+        voice, face, agreement = method._stacked
+        method._stacked = *(replace(p, centroids=p.centroids.to('meta'), assign=p.assign.to('meta')) for p in (voice, face)), agreement.to('meta')
+    step_of(method, torch.arange(16, device='meta'), 8, 'meta')
+    with pytest.raises((NotImplementedError, RuntimeError)): method.check()          # the one place that asks
+
+
+def test_the_counter_sees_what_waits():
+    x, idx, mask = torch.arange(6.), torch.tensor([1, 1, 2]), torch.tensor([True, False]*3)
+    for ask in (lambda: bool(x.any()), lambda: float(x.sum()), lambda: idx.unique(), lambda: x[mask], lambda: x.nonzero(),
+                lambda: x.masked_select(mask), lambda: torch.equal(x, x), lambda: x.__setitem__(mask, 0.), lambda: x[x.argmax()]):
+        with Waits() as waits: ask()
+        assert waits.found, ask
+    with Waits() as waits: x[idx], x.masked_fill(mask, 0.), x.where(mask, 0.), (x > 2).any(), x.sort()
+    assert waits.found == []
 
 
 @pytest.mark.parametrize('kw, word', [
@@ -173,7 +282,8 @@ def test_a_known_corpus_is_not_forgotten():
 
 def test_rho_buffer():
     rho = RhoBuffer(6)
-    with pytest.raises(RunError, match='no video was visited yet'): rho.mean_std()
+    assert all(x.isnan() for x in rho.mean_std())
+    with pytest.raises(RunError, match='no video was visited yet'): rho.check()
     rho.update(torch.tensor([1., 2., 3., 9.]), torch.tensor([0, 1, 2, 0]))       # row 0 twice: the last counts
     rho.update(torch.tensor([torch.nan, 4.]), torch.tensor([1, 3]))              # unknown: the old value stays
     assert rho.values.tolist() == [9., 2., 3., 4., 0., 0.] and rho.seen.tolist() == [True]*4 + [False]*2
@@ -183,5 +293,7 @@ def test_rho_buffer():
     torch.testing.assert_close(std, want.std(correction=0))
     for bad, idx, word in ((torch.tensor([torch.inf]), [1], 'not finite'), (torch.ones(1), [6], 'outside 0 to 5'),
                            (torch.ones(1, 1), [0], 'one number')):
-        with pytest.raises(RunError, match=word): rho.update(bad, torch.tensor(idx))
+        with pytest.raises(RunError, match=word):
+            rho.update(bad, torch.tensor(idx))
+            rho.check()
     with pytest.raises(RunError, match='has 6 rows, this corpus 5'): RhoBuffer(5).load_state_dict(rho.state_dict())

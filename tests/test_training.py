@@ -62,6 +62,39 @@ def test_memories_and_prototypes_are_resumed_bit_identically(tmp_path, name, kil
     assert not same({k: whole[k] for k in other}, other), 'the prototypes never acted'
 
 
+def test_a_history_is_the_same_after_a_kill_between_an_epochs_last_step_and_its_end(tmp_path):
+    "The 12th step ends the second epoch and writes a checkpoint: the resumed run finds no batch left in it."
+    toy.run(tmp_path/'a', method=toy.METHODS['cmpc'], validate=lambda m: .5)
+    def power_cut(method):
+        if len(pd.read_csv(tmp_path/'b/history.csv')) == 1: raise RuntimeError
+        return .5
+    (tmp_path/'b').mkdir()
+    (tmp_path/'b/history.csv').write_text('epoch\n')
+    with pytest.raises(RuntimeError): toy.run(tmp_path/'b', method=toy.METHODS['cmpc'], validate=power_cut)
+    state = load_tensors(tmp_path/'b/checkpoints/last.safetensors')[1]['state']
+    assert (state['step'], state['epoch'], state['step_in_epoch']) == (12, 1, 6)
+    toy.run(tmp_path/'b', method=toy.METHODS['cmpc'], validate=lambda m: .5)
+    a, b = (pd.read_csv(tmp_path/k/'history.csv').drop(columns='seconds') for k in 'ab')
+    assert a.prototypes.tolist() == [0, 1, 1]
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+
+@pytest.mark.parametrize('name', ['cmpc', 'cmpc-released'])
+def test_a_bad_batch_is_said_where_the_loss_is_read_and_spoils_no_memory(tmp_path, name):
+    method = toy.build(method=toy.METHODS[name])
+    real, n = method.objective, iter(range(10**6))
+    def objective(v, f, idx):
+        if next(n) == 9: v = v*torch.where(idx == idx[3], torch.nan, 1.)[:, None]
+        return real(v, f, idx)
+    method.objective = objective
+    cfg = TrainConfig(samples=18*8, batch_size=8, warmup=0, checkpoint_every=4)
+    with pytest.raises(RunError, match=r'Memory: 1 of 8 values are not finite \(first: row \d+\)'):
+        training.fit(method, toy.batches, 6, cfg, RunFolder(tmp_path), quiet=True)
+    tensors, plain = load_tensors(tmp_path/'checkpoints/last.safetensors')
+    assert plain['state']['step'] == 8
+    for m in method.memory.values(): assert m.rows.isfinite().all()
+
+
 def test_resume_needs_the_random_state(tmp_path, monkeypatch):
     "The test above can fail: without the random state the dropout differs."
     whole = weights(toy.run(tmp_path/'a', dropout=True)[0])

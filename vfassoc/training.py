@@ -294,8 +294,8 @@ def make_accelerator(
 
 class _Steps:
     "One optimiser step after another; keeps the epoch's running loss on the device."
-    def __init__(self, acc, model, opt, cfg, state, run):
-        self.acc, self.model, self.opt, self.cfg, self.state, self.run = acc, model, opt, cfg, state, run
+    def __init__(self, acc, method, model, opt, cfg, state, run):
+        self.acc, self.method, self.model, self.opt, self.cfg, self.state, self.run = acc, method, model, opt, cfg, state, run
         self.every = 1 if acc.device.type == 'cpu' else 20 # looking at a loss on a GPU makes the GPU wait
         self.sum = torch.zeros((), device=acc.device, dtype=torch.float32 if acc.device.type == 'mps' else torch.float64)
         self.sum += state.loss_sum
@@ -315,7 +315,8 @@ class _Steps:
         if s.step % self.every == 0: self.look()
 
     def look(self) -> float:
-        "The epoch's summed loss; `RunError` if it is not finite: nothing is saved after that."
+        "The epoch's summed loss; `RunError` if it is not finite or a batch was bad: nothing is saved after that."
+        self.method.check()
         total = self.sum.clone()
         if world()[1] > 1: torch.distributed.all_reduce(total); total /= world()[1]
         if not math.isfinite(float(total)):
@@ -379,7 +380,7 @@ def fit(
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         acc.init_trackers('tensorboard')
     except OSError as e: raise RunError(f'{run.path}: cannot be written ({e.strerror or e}); choose another run folder') from e
-    step = _Steps(acc, model, opt, cfg, state, run)
+    step = _Steps(acc, method, model, opt, cfg, state, run)
     bar = progress(total=cfg.steps, initial=state.step, desc='train', unit='step', disable=quiet or not acc.is_main_process)
     reason = f'{cfg.steps} steps done'
     model.train()

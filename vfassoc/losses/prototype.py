@@ -26,10 +26,10 @@ def own_prototypes(
 ) -> Tensor: # (b, ...) the rows' prototypes; -1 where skipped
     "`assign[idx]`; `RunError` for a row outside the clustered corpus (seen on the CPU only) and for one never clustered."
     require(missing in ('error', 'skip'), 'prototypes', 'missing', missing, 'error, skip')
-    if idx.device.type == 'cpu' and len(idx) and (idx.amin() < 0 or idx.amax() >= len(assign)):
+    try: own = assign.index_select(0, idx)
+    except IndexError:
         raise RunError(f'prototypes: rows {int(idx.amin())} to {int(idx.amax())} are asked for, but {len(assign)} rows were '
-                       'clustered; the clusters belong to another corpus: cluster the memories of this one')
-    own = assign[idx]
+                       'clustered; the clusters belong to another corpus: cluster the memories of this one') from None
     if missing == 'error' and bool((lost := own.flatten(1).amin(1) < 0 if own.ndim > 1 else own < 0).any()):
         raise RunError(f'prototypes: row {int(idx[lost][0])} was never clustered and has no prototype; visit every row '
                        "before clustering, or leave such rows out with missing='skip'")

@@ -40,6 +40,7 @@ class Method(nn.Module):
     def kept(self) -> dict[str, Tensor]: "What the best checkpoint holds."; return self.model.state_dict()
     def start_epoch(self, epoch:int): "Called before the first batch of an epoch (not when an epoch is resumed in its middle)."
     def end_epoch(self, epoch:int, score:float|None) -> dict: "Called after validation; returns numbers for the history."; return {}
+    def check(self): "Called where the trainer reads the loss; raises what the batches since then left to be raised, see `memory.check_rows`."
     def plain_state(self) -> dict: "The state that is not a tensor, as JSON can hold it."; return {}
     def load_plain_state(self, state:dict): "Restore what `plain_state` returned."
     def trace(self) -> dict[str, Tensor]: "What the epoch left for every training video, (n, ...) each; written beside the checkpoints."; return {}

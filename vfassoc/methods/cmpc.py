@@ -19,7 +19,7 @@ from ..losses.contrastive import cid_loss
 from ..losses.prototype import cmpc_loss, stack_prototypes
 from ..losses.recalibration import deviation, prototype_agreement, recalibration_weights
 from ..losses.released import released_cmpc_loss
-from ..memory import Memory, RhoBuffer
+from ..memory import Memory, RhoBuffer, check_rows
 from .base import Method
 
 # %% ../../nbs/4_methods/02_cmpc.ipynb #b5ffc91c
@@ -57,7 +57,7 @@ class CMPC(Method):
         super().__init__(model)
         if cfg.prototypes and max(cfg.ks) > n:
             raise ConfigError(f'method cmpc: ks = {cfg.ks} on {n} training videos; K can be at most {n}')
-        self.cfg, self.seen, self._stacked = cfg, 0, None
+        self.cfg, self.seen, self._stacked, self._current = cfg, 0, None, False # `_current`: `_stacked` is that of the buffers
         self.memory = torch.nn.ModuleDict({m: Memory(n, model.cfg.dim, cfg.momentum, corpus=corpus) for m in MODALITIES})
         self.rho, self.cosine = RhoBuffer(n, corpus), RhoBuffer(n, corpus) # eq. (8), and its first term, v.f
         for m in MODALITIES if cfg.prototypes else ():
@@ -83,14 +83,16 @@ class CMPC(Method):
                 getattr(self, f'{m}_assign_{k}').copy_(c.assign)
                 if world()[1] > 1:
                     for what in ('centroids', 'assign'): torch.distributed.broadcast(getattr(self, f'{m}_{what}_{k}'), 0)
-        self._stacked = None
+        self._current = False
         self.rho.replace(self.cosine.values.masked_fill(~self.cosine.seen, math.nan) - self.prototypes()[2])
 
     def prototypes(self): # (voice, face) Prototypes and (n,) their agreement; None before the first clustering
         "What an epoch of batches needs of the clusterings."
-        if self._stacked is None and (voice := self._clusters('voice')) is not None:
-            v, f = stack_prototypes(voice), stack_prototypes(self._clusters('face'))
-            self._stacked = v, f, prototype_agreement(v, f, missing='skip')
+        if not self._current:
+            self._stacked, self._current = None, True
+            if (voice := self._clusters('voice')) is not None:
+                v, f = stack_prototypes(voice), stack_prototypes(self._clusters('face'))
+                self._stacked = v, f, prototype_agreement(v, f, missing='skip')
         return self._stacked
 
     def objective(self, v, f, idx):
@@ -109,7 +111,7 @@ class CMPC(Method):
     def end_epoch(self, epoch, score):
         seen = bool(self.rho.seen.any())
         mean, std = self.rho.mean_std() if seen else (None, None)
-        return dict(prototypes=int(self._stacked is not None), rho_mean=float(mean) if seen else None, rho_std=float(std) if seen else None)
+        return dict(prototypes=int(self.prototypes() is not None), rho_mean=float(mean) if seen else None, rho_std=float(std) if seen else None)
 
     def trace(self):
         "cosine (n,): v.f at the last visit, NaN before the first; with prototypes agreement (n,), rho = cosine - agreement, and who is in which."
@@ -117,10 +119,13 @@ class CMPC(Method):
         if (now := self.prototypes()) is None: return out
         return {**out, 'agreement': now[2], **{f'{m}_{k}': getattr(self, f'{m}_assign_{k}') for m in MODALITIES for k in self.cfg.ks}}
 
+    def check(self): check_rows([*self.memory.values(), self.rho, self.cosine])
     def plain_state(self): return dict(seen=self.seen)
+    def load_plain_state(self, state): self.seen = state['seen']
 
-    def load_plain_state(self, state):
-        self.seen, self._stacked = state['seen'], None
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._current = False
+        super()._load_from_state_dict(*args, **kwargs)
 
 # %% ../../nbs/4_methods/02_cmpc.ipynb #1ad60ca7
 @dataclass(frozen=True)
@@ -169,5 +174,6 @@ class ReleasedCMPC(Method):
         self.batches += 1
         return loss, w
 
+    def check(self): check_rows(self.memory.values())
     def plain_state(self): return dict(seen=self.seen, batches=self.batches)
     def load_plain_state(self, state): self.seen, self.batches = state['seen'], state['batches']
