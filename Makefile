@@ -1,6 +1,7 @@
 # make demo   the main job, end to end, on a corpus it draws itself
 # make test   every notebook and every test
 # make mutants  do the tests notice? the library with one line made wrong, again and again (ONLY=PATTERN: some of them)
+# make book   the book as a site, in _docs/html
 # make lab    JupyterLab on the book
 # make setup  only the environment (demo, test and lab do it when it is missing)
 SHELL := /bin/bash
@@ -10,9 +11,9 @@ BIN  := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test mutants lab clean-nbs lock
+.PHONY: help setup demo test mutants book lab clean-nbs lock
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n 's/^# make/make/p' Makefile
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@PY=$${PYTHON:-$$(for p in python3 python3.12 python3.13 python3.11; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && echo $$p && break; done)}; \
@@ -37,6 +38,9 @@ test: setup
 
 mutants: setup
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/mutants.py $(if $(ONLY),--only '$(ONLY)')
+
+book: setup
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python book/build.py
 
 lab: setup
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/jupyter lab --notebook-dir=nbs
