@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import ConfigError, RunError, Settings, from_dict, progress, write_json
+from .core import ConfigError, RunError, Settings, claims, from_dict, progress, require, write_json
 from .corpus.features import save_features
 from .corpus.synthetic import drawn_seed
 from .encoders import ModelConfig, VoiceFaceModel
@@ -28,6 +28,7 @@ def find_encoder(
     size:int=112, # of 'faa': side of a face, pixels
 ) -> tuple[VoiceFaceModel, DataConfig, dict]: # in eval mode; crops and sizes; what the file will say about it
     "The encoder of a run or FAA's pretrained pair. `RunError`, `ConfigError`."
+    for k, x in (('voice_weights', voice_weights), ('face_weights', face_weights)): require(isinstance(x, str), 'features', k, x, 'a path or a published name')
     if name == 'faa' and not (run_path(name, settings)/'config.json').is_file():
         if not (voice_weights and face_weights):
             raise ConfigError("features: encoder 'faa' needs voice_weights and face_weights (paths, or speechbrain/spkrec-ecapa-voxceleb and vggface2); random encoders have nothing to store")
@@ -40,6 +41,7 @@ def find_encoder(
 # %% ../nbs/5_training/03_cache.ipynb #8c39cd17
 def _parts(out:Path) -> dict[str, Path]: return {k: out.with_name(f'.{out.name}.{k}') for k in ('voice.npy', 'face.npy', 'json')}
 
+@claims('out')
 def cache_features(
     model:VoiceFaceModel, # in eval mode
     source:Source, # the media
@@ -50,7 +52,9 @@ def cache_features(
     "Embed every usable file of a corpus once. `RunError` if `out` exists or cannot be written; interrupted, it goes on at the next call."
     out, m, device = Path(out), source.manifest, next(model.parameters()).device
     if out.suffix != '.npz': raise ConfigError(f'{out}: a file of features ends in .npz')
-    if out.exists(): raise RunError(f'{out}: exists; delete it to embed {m.root} again, or choose another name')
+    if out.exists():
+        for p in _parts(out).values(): p.unlink(missing_ok=True) # of a process that was killed when all was done
+        raise RunError(f'{out}: exists; delete it to embed {m.root} again, or choose another name')
     if source.features: raise ConfigError(f'{source.features.path}: are features already; give the media')
     digest = hashlib.sha256(json.dumps([m.hash, source.data.seconds, source.data.size]).encode())
     for t in model.state_dict().values(): digest.update(t.detach().cpu().contiguous().numpy().tobytes())

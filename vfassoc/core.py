@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['printable', 'VfassocError', 'ConfigError', 'CorpusError', 'RunError', 'Terminated', 'temporary', 'sweep',
-           'atomic_path', 'write_json', 'read_json', 'occupied', 'end_workers', 'claim', 'read_table', 'from_dict',
-           'to_dict', 'require', 'user_path', 'Settings', 'load_settings', 'rng_for', 'seed_everything', 'progress',
-           'world', 'gather_rows', 'settle', 'provenance', 'RunFolder', 'open_run']
+           'atomic_path', 'write_json', 'read_json', 'occupied', 'end_workers', 'claim', 'claims', 'read_table',
+           'from_dict', 'to_dict', 'require', 'user_path', 'Settings', 'load_settings', 'rng_for', 'seed_everything',
+           'progress', 'world', 'gather_rows', 'settle', 'provenance', 'RunFolder', 'open_run']
 
 # %% ../nbs/0_ground/01_core.ipynb #d389f9ed
-import contextlib, dataclasses, errno, hashlib, json, math, os, platform, random, re, subprocess, sys, tempfile, time, types, typing
+import contextlib, dataclasses, errno, functools, hashlib, inspect, json, math, os, platform, random, re, subprocess, sys, tempfile, time, types, typing
 from configparser import ConfigParser, Error as IniError
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -196,6 +196,9 @@ def claim(
     path = Path(path)
     where = Path(os.path.realpath(path))
     if not where.name: raise ConfigError(f'{path}: is no place to write to; choose a folder below it')
+    if int(os.environ.get('RANK') or 0): # torchrun: the first process holds it for all
+        yield
+        return
     file, made = _lock_file(where), []
     if file in _held:
         _held[file] += 1
@@ -221,6 +224,20 @@ def claim(
         lock.release()
         for p in reversed(made):
             with contextlib.suppress(OSError): p.rmdir()
+
+def claims(
+    name:str, # of the argument that says where the function writes
+    *endings:str, # that do not count: '.html'
+): # a decorator
+    "Make a function hold the lock of its output while it runs, see `claim`."
+    def hold(f):
+        signature = inspect.signature(f)
+        @functools.wraps(f)
+        def held(*args, **kw):
+            path = Path(signature.bind(*args, **kw).arguments[name])
+            with claim(path.with_suffix('') if path.suffix in endings else path): return f(*args, **kw)
+        return held
+    return hold
 
 # %% ../nbs/0_ground/01_core.ipynb #272db903
 def read_table(

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from .core import (ConfigError, CorpusError, RunError, RunFolder, Settings, from_dict, open_run, read_json, require, rng_for, seed_everything, to_dict,
-                          write_json)
+from .core import (ConfigError, CorpusError, RunError, RunFolder, Settings, claims, from_dict, occupied, open_run, read_json, require, rng_for, seed_everything, to_dict,
+                          user_path, write_json)
 from .corpus.dataset import GlobalBatches
 from .corpus.manifest import Manifest, assert_disjoint, load_or_scan
 from .corpus.packed import is_packed, load_pack
@@ -124,7 +124,7 @@ def parse_value(
 ): # a number, a truth value, or the text itself
     "JSON if it is JSON (`3`, `0.1`, `true`), else the text."
     try: return json.loads(text)
-    except ValueError: return text
+    except (ValueError, RecursionError): return text
 
 def load_recipe(
     name:str|Path, # a key of RECIPES, or a JSON file with the same fields
@@ -184,7 +184,7 @@ def corpus_path(
     settings:Settings, # where corpora are
 ) -> Path:
     "Where a corpus is."
-    p = Path(corpus).expanduser()
+    p = user_path(corpus, 'corpus')
     return p if p.is_absolute() or p.is_dir() else settings.data/p
 
 def run_path(
@@ -192,7 +192,7 @@ def run_path(
     settings:Settings, # where runs are
 ) -> Path:
     "Where a run is."
-    p = Path(run).expanduser()
+    p = user_path(run, 'run')
     there = lambda q: (q/'config.json').is_file() or (q/'grid.json').is_file()
     if p.is_absolute() or there(p): return p
     return settings.runs/p if len(p.parts) == 1 or there(settings.runs/p) else p
@@ -215,7 +215,9 @@ def open_corpus(
 def _claim(run:RunFolder, recipe:Recipe):
     "See that config.json, if there is one, says the same; returns what it is to say."
     mine = json.loads(json.dumps(to_dict(recipe)))
-    if not run.config.exists(): return mine
+    if not run.config.exists():
+        if found := occupied(run.path): raise RunError(f'{run.path}: holds no run, and is not empty ({found[0]}); choose another run folder')
+        return mine
     old = json.loads(json.dumps(to_dict(from_dict(Recipe, read_json(run.config), str(run.config)))))
     flat = lambda d, p='': {q: x for k,v in d.items() for q,x in (flat(v, f'{p}{k}.') if isinstance(v, dict) else {p + k: v}).items()}
     a, b = flat(old), flat(mine)
@@ -251,6 +253,7 @@ def _start(recipe:Recipe, model:VoiceFaceModel, settings:Settings) -> set[str]:
     model.load_state_dict({k: t for k,t in old.state_dict().items() if k in model.state_dict()}, strict=False)
     return set(about['identities'])
 
+@claims('path')
 def train(
     recipe:Recipe, # what to train
     path:str|Path, # the run's folder; an unfinished run there is continued

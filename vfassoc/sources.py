@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from .core import ConfigError, Settings, require
+from .core import ConfigError, Settings, require, user_path
 from .corpus.dataset import GlobalBatches, MediaDataset, PairDataset, media_loader
 from .corpus.features import FeaturePairs, Features, load_features, media_features, pair_batches
 from .corpus.manifest import Manifest
@@ -42,7 +42,7 @@ def features_path(
     settings:Settings, # where corpora are
 ) -> Path:
     "Where a file of features is."
-    p = Path(name).expanduser()
+    p = user_path(name, 'features')
     return p if p.is_absolute() or p.is_file() else settings.data/p
 
 # %% ../nbs/5_training/00_sources.ipynb #734d44e7

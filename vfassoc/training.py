@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_at', 'reduce_rows', 'FitState', 'save_tensors', 'load_tensors', 'save_checkpoint',
-           'load_checkpoint', 'StopFlag', 'FitResult', 'make_optimizer', 'make_accelerator', 'fit']
+           'load_checkpoint', 'stop_when', 'StopFlag', 'interruption', 'FitResult', 'make_optimizer',
+           'make_accelerator', 'fit']
 
 # %% ../nbs/5_training/01_training.ipynb #1aaa2fe6
-import contextlib, csv, json, math, random, signal, threading, time
+import contextlib, csv, json, math, random, shutil, signal, threading, time
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
-from .core import RunError, RunFolder, atomic_path, progress, require, rng_for, settle, world
+from .core import RunError, RunFolder, Terminated, atomic_path, progress, require, rng_for, settle, world
 from .integrity import add_array, seal, unseal
 from .methods.base import Method
 
@@ -52,6 +54,7 @@ class TrainConfig:
         for k in ('samples', 'batch_size', 'checkpoint_every'): require(getattr(self, k) >= 1, 'train', k, getattr(self, k), '1 or more')
         for k in ('lr', 'lr_start', 'lr_end'): require(0 < getattr(self, k) < 10, 'train', k, getattr(self, k), 'above 0, below 10')
         for k in ('weight_decay', 'clip', 'patience', 'warmup'): require(getattr(self, k) >= 0, 'train', k, getattr(self, k), '0 or more')
+        require(0 <= self.seed < 2**32, 'train', 'seed', self.seed, '0 to 4294967295')
         require(self.warmup < self.samples, 'train', 'warmup', self.warmup, f'below samples = {self.samples}')
         require(self.samples >= self.batch_size, 'train', 'samples', self.samples, f'batch_size = {self.batch_size} or more')
         require(self.batch_size >= 2, 'train', 'batch_size', self.batch_size, '2 or more: a batch of one has no negative')
@@ -243,14 +246,28 @@ def load_checkpoint(
     return head.state
 
 # %% ../nbs/5_training/01_training.ipynb #83671d94
+_ask:ContextVar[Callable[[], bool]|None] = ContextVar('ask', default=None)
+
+@contextlib.contextmanager
+def stop_when(
+    ask:Callable[[], bool], # asked between two steps, in every process
+):
+    "Stop trainings that run in the block as soon as `ask` says so, as a signal would."
+    token = _ask.set(ask)
+    try: yield
+    finally: _ask.reset(token)
+
 class StopFlag(contextlib.AbstractContextManager):
     "Turns the first SIGINT or SIGTERM into a flag to be looked at between steps; the second one interrupts."
-    def __init__(self): self.set, self.old = False, {}
+    def __init__(self,
+        then:Callable[[int], None]|None=None, # called with the first signal
+    ): self.set, self.signal, self.old, self.then = False, 0, {}, then
 
     def raise_flag(self, sig, frame):
         "The signal handler."
-        if self.set: raise KeyboardInterrupt
-        self.set = True
+        if self.set: raise interruption(sig)
+        self.set, self.signal = True, int(sig)
+        if self.then: self.then(self.signal)
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -262,10 +279,18 @@ class StopFlag(contextlib.AbstractContextManager):
 
     def agreed(self, device) -> bool:
         "Has any process been asked to stop? Every process gets the same answer."
-        if world()[1] == 1: return self.set
-        flag = torch.tensor(float(self.set), device=device)
+        mine = self.set or (ask := _ask.get()) is not None and ask()
+        if world()[1] == 1: return mine
+        flag = torch.tensor(float(mine), device=device)
         torch.distributed.all_reduce(flag)
         return bool(flag > 0)
+
+def interruption(
+    sig:int, # signal.SIGINT or signal.SIGTERM; 0: unknown
+    text:str='', # what to say
+) -> KeyboardInterrupt: # to be raised
+    "The exception that a signal stands for."
+    return Terminated(text) if sig == signal.SIGTERM else KeyboardInterrupt(text)
 
 # %% ../nbs/5_training/01_training.ipynb #7d9686f2
 @dataclass(frozen=True)
@@ -274,6 +299,7 @@ class FitResult:
     state:FitState # where it is
     finished:bool # False: stopped by the user, to be resumed
     reason:str # in words
+    by:int = 0 # the signal that stopped it; 0: none, or another process got it
 
 def make_optimizer(
     params:Iterable[nn.Parameter], # what is trained
@@ -291,6 +317,18 @@ def make_accelerator(
     "Accelerate, set up as every run of the book needs it."
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False) # memories are equal in all processes by construction
     return Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[ddp], log_with='tensorboard', project_dir=str(run.path))
+
+def _need_room(run:RunFolder, method:Method):
+    "`RunError` if not even one checkpoint fits on the disk."
+    need = sum(t.nbytes for t in method.state_dict().values()) + 2*sum(p.nbytes for p in method.parameters() if p.requires_grad)
+    disk = shutil.disk_usage(run.checkpoints)
+    if disk.total and disk.free < need: raise RunError(f'{run.path}: {disk.free/1e6:,.3g} MB are free, a checkpoint takes {need/1e6:,.3g} MB; free space or choose another run folder')
+
+@contextlib.contextmanager
+def _writes(run:RunFolder):
+    "A disk that refuses becomes one line."
+    try: yield
+    except OSError as e: raise RunError(f'{run.path}: cannot be written ({e.strerror or e}); free space or choose another run folder') from e
 
 class _Steps:
     "One optimiser step after another; keeps the epoch's running loss on the device."
@@ -376,11 +414,11 @@ def fit(
     state = load_checkpoint(run, method, opt, cfg, acc.scaler) if resumed else FitState()
     about, took, start = {**(about or {}), 'train': asdict(cfg)}, state.seconds, time.perf_counter()
     clock = lambda: took + time.perf_counter() - start
-    try:
+    with _writes(run):
         run.checkpoints.mkdir(parents=True, exist_ok=True)
+        _need_room(run, method)
         acc.init_trackers('tensorboard')
-    except OSError as e: raise RunError(f'{run.path}: cannot be written ({e.strerror or e}); choose another run folder') from e
-    step = _Steps(acc, method, model, opt, cfg, state, run)
+    step = _Steps(acc, model, opt, cfg, state, run)
     bar = progress(total=cfg.steps, initial=state.step, desc='train', unit='step', disable=quiet or not acc.is_main_process)
     reason = f'{cfg.steps} steps done'
     model.train()
@@ -400,14 +438,14 @@ def fit(
                     step.look()
                     state.seconds = clock()
                     save_checkpoint(run, method, opt, state, cfg, acc.scaler)
-                if stopped: return FitResult(state, False, f'stopped at step {state.step} of {cfg.steps}; the same command goes on from here')
+                if stopped: return FitResult(state, False, f'stopped at step {state.step} of {cfg.steps}; the same command goes on from here', stop.signal)
                 if done: break
             state.seconds = clock()
             row = _end_epoch(acc, method, run, state, step.look(), validate, about)
-            acc.log({k: v for k,v in row.items() if isinstance(v, (int, float))}, step=state.step)
+            with _writes(run): acc.log({k: v for k,v in row.items() if isinstance(v, (int, float))}, step=state.step)
             state.epoch, state.step_in_epoch, state.loss_sum, state.seconds = state.epoch + 1, 0, 0., clock()
             step.sum.zero_()
             save_checkpoint(run, method, opt, state, cfg, acc.scaler)
     settle()
-    acc.end_training()
+    with _writes(run): acc.end_training()
     return FitResult(state, True, reason)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from joblib import Parallel, delayed
 
-from ..core import CorpusError, atomic_path, progress, require
+from ..core import CorpusError, atomic_path, claim, progress, require
 from .audio import probe_audio
 from .face import UNCROPPED, probe_face
 from .tree import FORM, MEDIA, SPLITS, TOPS, Listing, few, hints, list_media, nfc, read_metadata, read_splits, readable
@@ -291,6 +291,8 @@ def load_or_scan(
     root = Path(root).expanduser().absolute()
     path = Path(cache_dir)/f'{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}.parquet'
     listing, m, why = list_media(root, quiet), None, 'new'
+    written = lambda: path.stat().st_mtime_ns if os.path.exists(path) else 0
+    before = written()
     if os.path.exists(path):
         try: m = load_manifest(path, root)
         except CorpusError: why = 'rebuilt: the stored manifest could not be read'
@@ -302,6 +304,8 @@ def load_or_scan(
     if why != 'reused':
         shared = shared or 'exclude'
         journal = path.with_suffix(f'.{listing.signature[:16]}-{check}.jsonl') # of a scan that was interrupted, as long as no file changes
-        save_manifest(m := _build(root, listing, workers, check, shared, quiet, journal), path)
-        for old in path.parent.glob(f'{path.stem}.*.jsonl'): old.unlink()
+        with claim(path):
+            if written() != before: return load_or_scan(root, cache_dir, workers, check, shared, quiet) # by another process, for which this one waited
+            save_manifest(m := _build(root, listing, workers, check, shared, quiet, journal), path)
+            for old in path.parent.glob(f'{path.stem}.*.jsonl'): old.unlink()
     return Manifest(m.root, m.table, {**m.report, 'cache': why}, m.hash)

@@ -19,7 +19,7 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor
 
-from ..core import CorpusError, RunError, atomic_path, progress, read_json, require, write_json
+from ..core import CorpusError, RunError, atomic_path, claims, occupied, progress, read_json, require, write_json
 from .audio import SAMPLE_RATE, read_audio
 from .face import read_face
 from .manifest import Manifest, load_manifest, save_manifest
@@ -180,6 +180,7 @@ def _plan(manifest, cfg):
         shard = (size[m].cumsum() - size[m])//(cfg.shard_mb << 20)
         for n in np.unique(shard): yield m, int(n), rows[shard == n], int(size[m][shard == n].sum())
 
+@claims('out')
 def pack(
     manifest:Manifest, # of a tree
     out:str|Path, # a folder: new, or one that an earlier call left unfinished
@@ -198,7 +199,7 @@ def pack(
     begun = out/'packing.json'
     if begun.is_file() and read_json(begun) != about:
         raise RunError(f'{out}: holds another packing that was not finished ({begun.name}); delete the folder, or choose another name')
-    if not begun.is_file() and any(out.iterdir()): raise RunError(f'{out}: is not empty; choose a new folder')
+    if not begun.is_file() and occupied(out): raise RunError(f'{out}: is not empty; choose a new folder')
     shards = list(_plan(manifest, cfg))
     todo = [s for s in shards if not _shard(out, *s[:2]).with_suffix('.npz').is_file()]
     paths = manifest.table.path.to_numpy()

@@ -22,7 +22,7 @@ import soundfile
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from ..core import (CorpusError, RunError, atomic_path, from_dict, progress, read_json, require, rng_for,
+from ..core import (CorpusError, RunError, atomic_path, claim, from_dict, occupied, progress, read_json, require, rng_for,
                           write_json)
 from .facebox import render
 from .planted import FACTORS, NATIONS, SEXES, Oracle, Planted, years
@@ -175,8 +175,8 @@ def _write_videos(root, cfg, rows):
             tmp.rmdir()
     return len(rows)
 
-def _claim(root, cfg):
-    "True if the corpus is finished, else the folder is marked as ours. Raises `CorpusError` if it is another's."
+def _finished(root, cfg):
+    "Is this very corpus there, whole? Raises `CorpusError` if the folder holds anything else than the beginning of it."
     want = dict(generator=GENERATOR, **asdict(cfg))
     for path in (root/'synth.json', root/UNFINISHED/'synth.json'):
         if not path.is_file(): continue
@@ -187,10 +187,9 @@ def _claim(root, cfg):
             raise CorpusError(f'{root}: holds a synthetic corpus with {key} = {have.get(key)!r}, '
                               f'not {want.get(key)!r}; choose another folder or delete this one')
         return path.parent == root
-    taken = ('wav', 'faces', 'unzippedFaces', 'vox1_meta.csv', 'identity_splits.txt', 'truth.csv')
-    if root.is_dir() and (found := [p.name for p in root.iterdir() if p.name in taken]):
-        raise CorpusError(f'{root}: holds a corpus that this program did not write ({found[0]}); choose another folder')
-    write_json(root/UNFINISHED/'synth.json', want)
+    if root.exists() and not root.is_dir(): raise CorpusError(f'{root}: is a file; choose another folder')
+    if found := [k for k in occupied(root) if k != UNFINISHED or occupied(root/k)]: # killed before it could say what it is: an empty one
+        raise CorpusError(f'{root}: is not empty, and nothing in it says that this program drew it ({found[0]}); choose another folder')
     return False
 
 def _write_tables(root, truth):
@@ -206,8 +205,8 @@ def _write_tables(root, truth):
         with atomic_path(root/name) as tmp: tmp.write_text(text, encoding='utf-8')
 
 def _leave_with(parent):
-    "In a worker: leave Ctrl-C to the parent, end when it is gone, use one thread."
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    "In a worker: leave Ctrl-C and SIGTERM to the parent, end when it is gone, use one thread."
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
     threadpool_limits(1) # one thread in each process: two that share two cores are twice as slow
     def watch():
         while os.getppid() == parent: time.sleep(.5)
@@ -239,7 +238,10 @@ def write_corpus(
     require(isinstance(workers, int) and workers >= 0, 'synthetic corpus', 'workers', workers, '0 or more')
     root = Path(root)
     with _one_line(root):
-        if _claim(root, cfg): return root
+        if _finished(root, cfg): return root
+    with claim(root), _one_line(root):
+        if _finished(root, cfg): return root
+        write_json(root/UNFINISHED/'synth.json', dict(generator=GENERATOR, **asdict(cfg)))
         truth = draw_truth(cfg)
         rows = truth.assign(index=np.arange(len(truth))).to_dict('records')
         todo = [r for r in rows if not _places(root, r)[1].is_dir()]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import CorpusError, atomic_path
+from ..core import CorpusError, atomic_path, claims
 from .manifest import Manifest
 from .tree import FORM, TOPS, few, nfc, read_metadata
 
@@ -77,6 +77,7 @@ def write_splits(
     if odd := sorted(set(splits.values()) - set(number)): raise CorpusError(f'{path}: {odd[0]!r} is no split; they are train, valid, seen, test')
     with atomic_path(path) as tmp: tmp.write_text(''.join(f'{names[i]} {number[s]}\n' for i,s in sorted(splits.items())), encoding='utf-8')
 
+@claims('out')
 def divided(
     root:str|Path, # a tree, as another paper divides it
     out:str|Path, # a new folder: the same media by links, metadata, and its own identity_splits.txt

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from ..core import CorpusError, RunError, RunFolder, Settings, from_dict, open_run, require, rng_for, to_dict, write_json
+from ..core import CorpusError, RunError, RunFolder, Settings, claims, from_dict, occupied, open_run, require, rng_for, to_dict, write_json
 from ..corpus.manifest import Manifest
 from ..corpus.tree import nfc, read_metadata
 from .fused import FusedScorer, ShortlistScorer
@@ -88,6 +88,7 @@ def _score(emb, lists, cfg, people, fusion=None, quiet=False):
     notes = [*second.notes, *(['retrieval by the fused score of every pair is left out on a CPU at this size; shortlists are scored'] if heavy and len(mine) < len(lists) else [])]
     return Result(scores, notes, second.protocol, (main or second).trials)
 
+@claims('path')
 def evaluate_on_lists(
     path:str|Path, # the run's folder
     folder:str|Path, # with published lists, or one of them
@@ -144,6 +145,7 @@ def baseline_vectors(
     if kind == 'gender': z[:, 0] = 2*np.sqrt(dim)*media.gender.map({'f': -1., 'm': 1.}).fillna(0.).to_numpy(np.float32)
     return z
 
+@claims('path')
 def baseline_run(
     kind:Literal['random', 'gender'], # what the vectors know
     path:str|Path, # a new run folder, or that of an earlier call
@@ -159,6 +161,7 @@ def baseline_run(
     require(kind in BASELINES, 'baseline', 'kind', kind, ', '.join(BASELINES))
     cfg, run = _protocol(changes), RunFolder(Path(path))
     if run.config.is_file() and not (run.path/'baseline.json').is_file(): raise RunError(f'{run.path}: holds a trained run; choose another name for the baseline')
+    if not run.config.is_file() and (found := occupied(run.path)): raise RunError(f'{run.path}: holds no run, and is not empty ({found[0]}); choose another name')
     named, other = read_lists(folder, strict)
     voices, faces = listed_media(named, metadata)
     if not len(voices) or not len(faces): raise CorpusError(f'{metadata}: knows nobody in the lists of {folder}; give the metadata of the same corpus')
