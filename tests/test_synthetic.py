@@ -89,7 +89,7 @@ def test_other_configuration_is_refused(corpus):
 @pytest.mark.parametrize('name', ['wav', 'faces', 'unzippedFaces', 'vox1_meta.csv', 'identity_splits.txt'])
 def test_foreign_corpus_is_refused(tmp_path, name):
     (tmp_path/name).mkdir() if '.' not in name else (tmp_path/name).write_text('mine')
-    one_line(lambda: write_corpus(tmp_path, TINY, 0), 'did not write', name)
+    one_line(lambda: write_corpus(tmp_path, TINY, 0), 'not empty', name)
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 def test_read_only_folder(tmp_path, monkeypatch):

@@ -187,7 +187,7 @@ def _finished(root, cfg):
             raise CorpusError(f'{root}: holds a synthetic corpus with {key} = {have.get(key)!r}, '
                               f'not {want.get(key)!r}; choose another folder or delete this one')
         return path.parent == root
-    if root.exists() and not root.is_dir(): raise CorpusError(f'{root}: is a file; choose another folder')
+    if root.exists() and not root.is_dir(): raise CorpusError(f'{root}: the corpus cannot be written (is a file); choose another folder')
     if found := [k for k in occupied(root) if k != UNFINISHED or occupied(root/k)]: # killed before it could say what it is: an empty one
         raise CorpusError(f'{root}: is not empty, and nothing in it says that this program drew it ({found[0]}); choose another folder')
     return False

@@ -6,8 +6,9 @@
 __all__ = ['GRIDS', 'OK', 'Grid', 'Cell', 'cells', 'load_grid', 'is_finished', 'run_cell', 'run_grid', 'grid_runs']
 
 # %% ../../nbs/6_evaluation/05_grid.ipynb #760b4527
-import os, re, time
+import contextlib, os, re, signal, threading, time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -17,13 +18,14 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 from ..cache import make_features
-from ..core import ConfigError, RunError, RunFolder, Settings, VfassocError, from_dict, progress, read_json, require, to_dict, write_json
+from ..core import ConfigError, RunError, RunFolder, Settings, Terminated, VfassocError, claims, from_dict, occupied, progress, read_json, require, temporary, to_dict, write_json
 from ..corpus.features import load_features
 from ..corpus.synthetic import SynthConfig, write_corpus
 from .protocols import ProtocolConfig
 from .runs import evaluate_run
 from ..recipes import Recipe, corpus_path, load_recipe, open_corpus, run_path, train, weights_hash
 from ..sources import features_path
+from ..training import StopFlag, interruption, stop_when
 
 # %% ../../nbs/6_evaluation/05_grid.ipynb #62807486
 @dataclass(frozen=True)
@@ -151,29 +153,72 @@ def is_finished(
     plain = lambda d: {k: list(v) if isinstance(v, tuple) else v for k,v in d.items()}
     return stamp.get('finished') is True and recipe == cell.recipe and stamp.get('evaluated', {}).get('protocol') == plain(want)
 
+def _gone(stop:Path|None, parent:int) -> bool:
+    "Has the grid's command been stopped, or is it dead?"
+    return stop is not None and (stop.exists() or parent not in (0, os.getpid(), os.getppid()))
+
+@contextlib.contextmanager
+def _interruptible(stop:Path|None, parent:int):
+    "In a worker: what is not training is interrupted within half a second once the grid's command is stopped."
+    if stop is None or os.getpid() == parent or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    def interrupt(sig, frame): raise Terminated
+    def watch():
+        while not over.wait(.5):
+            if _gone(stop, parent): return os.kill(os.getpid(), signal.SIGTERM)
+    over, old, thread = threading.Event(), signal.signal(signal.SIGTERM, interrupt), threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try: yield
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGTERM, old)
+
 def run_cell(
     cell:Cell, # of a grid
     protocol:dict, # fields of ProtocolConfig
     settings:Settings, # data, device
     threads:int=0, # of torch; 0: as they are
+    stop:Path|None=None, # a file that is there once no cell is to go on
+    parent:int=0, # process of the grid's command, on this machine; 0: elsewhere
 ) -> tuple[str, int, str, float]: # variant, seed, 'done', 'finished before', 'stopped' or what went wrong; seconds
     "Train and score one cell, or see that this was done."
     start = time.perf_counter()
     end = lambda how: (cell.variant, cell.seed, how, time.perf_counter() - start)
+    if _gone(stop, parent): return end('stopped')
     try:
-        if is_finished(cell, protocol, settings): return end('finished before')
-        if cell.recipe.start and (cell.path/'provenance.json').is_file() and read_json(cell.path/'provenance.json').get('start_sha256') != weights_hash(cell.recipe.start):
-            raise RunError(f'{cell.path}: was started from weights that {cell.recipe.start} no longer has; delete this folder to train it again')
-        if threads: torch.set_num_threads(threads)
-        for s in (AcceleratorState, PartialState): s._reset_state() # cells of one process may differ in precision
-        if not train(cell.recipe, cell.path, settings, quiet=True).finished: return end('stopped')
-        evaluate_run(cell.path, settings, protocol)
-        return end('done')
+        with _interruptible(stop, parent), stop_when(lambda: _gone(stop, parent)): how, sig = _train_and_score(cell, protocol, settings, threads)
+    except KeyboardInterrupt as e:
+        if stop is None or os.getpid() == parent: raise
+        how, sig = 'stopped', signal.SIGTERM if isinstance(e, Terminated) else signal.SIGINT
     except VfassocError as e: return end(str(e))
     except Exception as e: return end(f'{cell.path}: {type(e).__name__}: {" ".join(str(e).split())[:300]}') # one line; the others go on
+    if how == 'stopped' and stop and not stop.exists(): stop.write_text(str(int(sig))) # the others too
+    return end(how)
+
+def _train_and_score(cell:Cell, protocol:dict, settings:Settings, threads:int) -> tuple[str, int]: # how it ended; the signal, if one stopped it
+    if is_finished(cell, protocol, settings): return 'finished before', 0
+    if cell.recipe.start and (cell.path/'provenance.json').is_file() and read_json(cell.path/'provenance.json').get('start_sha256') != weights_hash(cell.recipe.start):
+        raise RunError(f'{cell.path}: was started from weights that {cell.recipe.start} no longer has; delete this folder to train it again')
+    if threads: torch.set_num_threads(threads)
+    for s in (AcceleratorState, PartialState): s._reset_state() # cells of one process may differ in precision
+    trained = train(cell.recipe, cell.path, settings, quiet=True)
+    if not trained.finished: return 'stopped', trained.by
+    evaluate_run(cell.path, settings, protocol)
+    return 'done', 0
 
 # %% ../../nbs/6_evaluation/05_grid.ipynb #4b57bbbc
 OK = ('done', 'finished before')
+
+@contextlib.contextmanager
+def _cleared(stop:Path):
+    "Delete the file that stops cells at the end; a worker that is killed is one line."
+    try: yield
+    except BrokenProcessPool as e:
+        if stop.exists(): raise interruption(int(stop.read_text() or 0), f'{stop.parent}: stopped; the same command goes on from here') from e
+        raise RunError(f'{stop.parent}: a worker process was killed (out of memory?); the same command goes on, with fewer --jobs') from e
+    finally: stop.unlink(missing_ok=True)
 
 def _features(grid:Grid, plan:list[Cell], settings:Settings, say):
     "Train the encoder of a grid, if it is not there, and cache the features its cells read, if they are not."
@@ -183,10 +228,12 @@ def _features(grid:Grid, plan:list[Cell], settings:Settings, say):
     recipe, path = load_recipe(e['recipe'], {'train.seed': settings.seed, **e.get('changes', {})}), run_path(e['run'], settings)
     if e.get('synth'): write_corpus(corpus_path(recipe.corpus, settings), from_dict(SynthConfig, e['synth'], 'grid: encoder: synth'), settings.workers)
     start = time.perf_counter()
-    if not train(recipe, path, settings).finished: raise KeyboardInterrupt
+    trained = train(recipe, path, settings)
+    if not trained.finished: raise interruption(trained.by, f'{path}: {trained.reason}')
     for corpus, file in todo: make_features(str(path), corpus, file, settings)
     say(f'encoder {e["run"]}: features of {", ".join(c for c, _ in todo)} ({time.perf_counter() - start:.0f} s)')
 
+@claims('root')
 def run_grid(
     grid:Grid, # the comparison
     root:str|Path, # its folder
@@ -195,10 +242,11 @@ def run_grid(
     scheduler:str='', # address of a Dask scheduler; '' = processes of this machine
     say:Callable[[str], None]=print, # where a line for each cell goes
 ) -> pd.DataFrame: # a row per cell: variant, seed, result, seconds, path
-    "Train and score what is not finished; also writes `grid.json`. Every failure is a line of the table, not an end."
+    "Train and score what is not finished; also writes `grid.json`. Every failure is a line of the table, not an end. `KeyboardInterrupt` once the cells that a signal stopped are saved."
     root, cores = Path(root), os.cpu_count() or 1
     require(jobs >= 0, 'grid', 'jobs', jobs, '0 or more')
     jobs = jobs or (1 if settings.torch_device.type == 'cuda' else cores)
+    if not (root/'grid.json').is_file() and (found := occupied(root)): raise RunError(f'{root}: holds no grid, and is not empty ({found[0]}); choose another folder')
     plan = cells(grid, root)
     if grid.synth:
         for corpus in dict.fromkeys(c.recipe.corpus for c in plan):
@@ -209,17 +257,21 @@ def run_grid(
     alone = Settings(**{**vars(settings), 'workers': 0})
     threads = 0 if jobs == 1 else max(1, cores//jobs)
     backend, options = ('dask', dict(scheduler_host=scheduler, pure=False)) if scheduler else ('loky', {})
-    results = {}
-    with progress(total=len(plan), desc='cells', unit='cell') as bar, joblib.parallel_config(backend, n_jobs=jobs, **options):
+    results, stop = {}, temporary(root/'stop')
+    told, parent = StopFlag(lambda sig: stop.write_text(str(sig))) if jobs > 1 or scheduler else contextlib.nullcontext(), 0 if scheduler else os.getpid()
+    with _cleared(stop), told, progress(total=len(plan), desc='cells', unit='cell') as bar, joblib.parallel_config(backend, n_jobs=jobs, **options):
         while wave := [c for c in plan if (c.variant, c.seed) not in results and (not c.after or (c.after, c.seed) in results)]:
             fit = [c for c in wave if not c.after or results[c.after, c.seed][0] in OK]
             for c in wave:
                 if c not in fit: results[c.variant, c.seed] = (f'not run: {c.after}, seed {c.seed}, did not finish', 0.); bar.update()
-            jobs_now = joblib.Parallel(return_as='generator_unordered')(joblib.delayed(run_cell)(c, grid.evaluate, alone, threads) for c in fit)
+            jobs_now = joblib.Parallel(return_as='generator_unordered')(joblib.delayed(run_cell)(c, grid.evaluate, alone, threads, stop, parent) for c in fit)
             for variant, seed, how, seconds in jobs_now:
                 results[variant, seed] = how, seconds
                 say(f'{variant}, seed {seed}: {how} ({seconds:.0f} s)')
                 bar.update()
+        if stop.exists():
+            finished = sum(how in OK for how, _ in results.values())
+            raise interruption(int(stop.read_text() or 0), f'{root}: stopped, {finished} of {len(plan)} cells are finished; the same command goes on from here')
     return pd.DataFrame([(c.variant, c.seed, *results[c.variant, c.seed], str(c.path)) for c in plan], columns=['variant', 'seed', 'result', 'seconds', 'path'])
 
 def grid_runs(
