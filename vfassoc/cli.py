@@ -1,9 +1,11 @@
 """The `vfassoc` command: thin; every subcommand calls one function of the library. Plumbing, written by hand (not exported)."""
-import argparse, sys
+import argparse, contextlib, json, os, signal, sys, tempfile, threading, traceback
 from pathlib import Path
 
+from tqdm import tqdm
+
 from vfassoc import __version__
-from vfassoc.core import ConfigError, RunError, VfassocError, load_settings, to_dict
+from vfassoc.core import ConfigError, RunError, Terminated, VfassocError, end_workers, load_settings, printable, require, to_dict, user_path
 
 START = """\
 Voice-face association: given a voice, which face; given a face, which voice.
@@ -16,6 +18,9 @@ Your own corpus (a folder in the VoxCeleb1 tree, see data/README.md), step by st
   vfassoc evaluate mine                         score it on the test identities
   vfassoc report evaluate --run mine            tables and figures, as one HTML file
 """
+
+
+WAIT = 'if another command writes where this one is to write, wait until it has ended (default: say who it is, and stop)'
 
 
 def changes(pairs, where):
@@ -103,7 +108,10 @@ def identity_names(meta):
 
 def features(a, s):
     from vfassoc.cache import make_features
-    print(make_features(a.encoder, a.corpus, a.output, s, **changes(a.set, 'features')))
+    options, weights = changes(a.set, 'features'), {p.partition('=')[0]: p.partition('=')[2] for p in a.set or () if '_weights=' in p} # a path may look like a number
+    known = ('voice_weights', 'face_weights', 'seconds', 'size')
+    if unknown := sorted(set(options) - set(known)): raise ConfigError(f'features: unknown option {unknown[0]!r}; known: {", ".join(known)}')
+    print(make_features(a.encoder, a.corpus, a.output, s, **{**options, **weights}))
 
 
 def train(a, s):
@@ -111,12 +119,12 @@ def train(a, s):
     from vfassoc.recipes import train as run
     c = changes(a.set, 'train') | ({'corpus': a.corpus} if a.corpus else {})
     recipe = load_recipe(a.recipe, {'train.seed': s.seed, **c})
-    if a.show: return print(__import__('json').dumps(to_dict(recipe), indent=1))
+    if a.show: return print(json.dumps(to_dict(recipe), indent=1))
     path = run_path(a.run or Path(a.recipe).stem, s)
     r = run(recipe, path, s)
     best = f'; best validation AUC {r.state.best:.3f} in epoch {r.state.best_epoch}' if r.state.best is not None else ''
     print(f'{path}: {r.reason}{best}')
-    return 0 if r.finished else 130
+    return 0 if r.finished else 128 + (r.by or signal.SIGINT)
 
 
 def cost(a, s):
@@ -124,6 +132,7 @@ def cost(a, s):
     from vfassoc.cost import cost as count
     from vfassoc.recipes import load_recipe
     recipe = load_recipe(a.recipe, changes(a.set, 'cost'))
+    require(0 < a.tera < 1e9, 'cost', 'tera', a.tera, 'above 0, below 1e9')
     size = FAA_SPLIT if recipe.method['name'] == 'faa' else CMPC_SPLIT
     for k, x in {**count(recipe, size, a.tera), **disk(size, recipe.data.size)}.items(): print(f'{k:<28} {x:,}')
     print(f'for {size.videos:,} training videos of VoxCeleb1; counted, not timed')
@@ -176,11 +185,13 @@ def parser():
     p = argparse.ArgumentParser('vfassoc', description=START, formatter_class=argparse.RawDescriptionHelpFormatter,
                                 epilog='settings.ini says where data, runs and figures are. `vfassoc COMMAND --help` for each command.')
     p.add_argument('--version', action='version', version=__version__)
+    p.add_argument('--wait', action='store_true', help=WAIT)
     p.add_argument('--settings', metavar='FILE', help='a settings.ini (default: the first one at or above the working folder)')
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
     def add(fn, text, **args):
         q = sub.add_parser(fn.__name__, help=text, description=text[0].upper() + text[1:] + '.')
+        q.add_argument('--wait', action='store_true', default=argparse.SUPPRESS, help=WAIT)
         q.set_defaults(fn=fn)
         return q
     many = dict(action='append', metavar='KEY=VALUE')
@@ -245,17 +256,78 @@ def parser():
     return p
 
 
+PATHS = ('corpus', 'output', 'run', 'recipe', 'grid', 'encoder', 'name', 'folder', 'tables', 'index', 'meta', 'lists', 'settings') # arguments that are names or paths
+
+
+def check_text(a):
+    "Refuse arguments that no file can hold or bear as its name."
+    for k, v in vars(a).items():
+        for x in (v if isinstance(v, list) else [v]):
+            if not isinstance(x, str): continue
+            if any('\ud800' <= c <= '\udfff' for c in x): raise ConfigError(f'{k} {x!r}: is not UTF-8; give another name')
+            if k in PATHS: user_path(x, k)
+
+
+def say(text):
+    "One line on stderr, below progress bars that are not finished."
+    for bar in list(getattr(tqdm, '_instances', ())):
+        with contextlib.suppress(Exception): bar.close()
+    print(f'vfassoc: {printable(str(text))}', file=sys.stderr, flush=True)
+
+
+def unexpected(e):
+    "An error that is not ours, as one line; the traceback goes to a file that the line names."
+    what = ' '.join(f'{type(e).__name__}: {e}'.split())[:300].rstrip(': ')
+    try:
+        fd, file = tempfile.mkstemp('.txt', 'vfassoc-error-') # for its owner's eyes only
+        with open(fd, 'w', encoding='utf-8', errors='backslashreplace') as f: f.write(f'{os.environ.get("VFASSOC_COMMAND")}\n\n{"".join(traceback.format_exception(e))}')
+        where = f'the traceback is in {file}'
+    except Exception: where = 'the traceback could not be written'
+    say(f'{what}; this is not foreseen; {where}')
+    return 1
+
+
+@contextlib.contextmanager
+def surroundings(a, argv):
+    "What a command finds in its process: SIGTERM interrupts, locks say the command, threads fail in one line, odd names can be printed."
+    def terminate(sig, frame): raise Terminated
+    def in_thread(e): say(f'{e.exc_type.__name__} in {e.thread.name if e.thread else "a thread"}: {" ".join(str(e.exc_value).split())[:200]}')
+    line = printable(' '.join(['vfassoc', *(sys.argv[1:] if argv is None else argv)]))[:200]
+    variables = {'VFASSOC_COMMAND': line.encode('utf-8', 'replace').decode(), **({'VFASSOC_WAIT': '1'} if a.wait else {})}
+    before = {k: os.environ.get(k) for k in variables}
+    os.environ.update(variables)
+    main_thread, hook = threading.current_thread() is threading.main_thread(), threading.excepthook
+    old = signal.signal(signal.SIGTERM, terminate) if main_thread else None
+    threading.excepthook = in_thread
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')
+    try: yield
+    finally:
+        threading.excepthook = hook
+        if main_thread: signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
+        for k, v in before.items():
+            if v is None: os.environ.pop(k, None)
+            else: os.environ[k] = v
+
+
 def main(argv=None):
-    "Parse, call, and turn a repairable failure into one line on stderr and exit status 2."
+    """Parse, call, and turn every failure into one line on stderr. Exit status 2: repairable; 1: not foreseen, with a traceback in a file;
+    130: Ctrl-C; 143: SIGTERM."""
     a = parser().parse_args(argv)
-    try: return a.fn(a, load_settings(a.settings)) or 0
-    except VfassocError as e:
-        print(f'vfassoc: {e}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('vfassoc: interrupted', file=sys.stderr)
-        return 130
-    except BrokenPipeError: return 0
+    try:
+        with surroundings(a, argv):
+            try:
+                check_text(a)
+                return a.fn(a, load_settings(a.settings)) or 0
+            except VfassocError as e:
+                say(e)
+                return 2
+            except KeyboardInterrupt as e:
+                end_workers()
+                say(str(e) or 'interrupted')
+                return 143 if isinstance(e, Terminated) else 130
+            except BrokenPipeError: return 0
+            except Exception as e: return unexpected(e)
+    except KeyboardInterrupt as e: return 143 if isinstance(e, Terminated) else 130 # a second one, while the first was seen to
 
 
 if __name__ == '__main__': sys.exit(main())

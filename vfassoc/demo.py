@@ -2,7 +2,7 @@
 import time
 
 from vfassoc.cache import make_features
-from vfassoc.core import Settings
+from vfassoc.core import Settings, claim
 from vfassoc.corpus.manifest import summary
 from vfassoc.corpus.synthetic import SynthConfig, write_corpus
 from vfassoc.evaluation.runs import evaluate_run
@@ -10,6 +10,7 @@ from vfassoc.recipes import load_recipe, open_corpus, train
 from vfassoc.reports.runner import find_report, run_report
 from vfassoc.reports.tables import as_text, paper_table, read_scores
 from vfassoc.sources import features_path
+from vfassoc.training import interruption
 
 CORPUS = SynthConfig(identities=400) # 280 people to learn from, 40 to choose the checkpoint by, 80 to be tested on
 RECIPES = ('demo', 'cmpc-demo', 'faa-demo') # trained one after another, each into runs/NAME; FAA on the features of the first
@@ -17,6 +18,10 @@ RECIPES = ('demo', 'cmpc-demo', 'faa-demo') # trained one after another, each in
 
 def run_demo(settings:Settings):
     "Corpus, manifest, training, evaluation, report; what an earlier call finished is not done again."
+    with claim(settings.figures/'demo'/'demo'): _steps(settings)
+
+
+def _steps(settings):
     start = time.perf_counter()
     say = lambda step, text: print(f'\n[{step}/5, {time.perf_counter() - start:.0f} s] {text}', flush=True)
     report = find_report('evaluate')
@@ -32,8 +37,8 @@ def run_demo(settings:Settings):
             make_features(str(runs[0]), recipe.corpus, file, settings)
         say(3, f'training {recipe.name} into {run}')
         result = train(recipe, run, settings)
+        if not result.finished: raise interruption(result.by, f'{run}: {result.reason}')
         print(f'{result.reason}; best validation AUC {result.state.best:.3f} in epoch {result.state.best_epoch}')
-        if not result.finished: raise KeyboardInterrupt
     say(4, 'evaluating on people the models have never met')
     for run in runs: evaluate_run(run, settings)
     say(5, 'writing the report')

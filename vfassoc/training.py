@@ -418,7 +418,7 @@ def fit(
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         _need_room(run, method)
         acc.init_trackers('tensorboard')
-    step = _Steps(acc, model, opt, cfg, state, run)
+    step = _Steps(acc, method, model, opt, cfg, state, run)
     bar = progress(total=cfg.steps, initial=state.step, desc='train', unit='step', disable=quiet or not acc.is_main_process)
     reason = f'{cfg.steps} steps done'
     model.train()

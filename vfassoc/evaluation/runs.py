@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import ConfigError, CorpusError, RunError, Settings, claims, from_dict, open_run, progress, read_json, to_dict
-from ..corpus.manifest import Manifest
+from ..core import ConfigError, CorpusError, RunError, Settings, claims, from_dict, open_run, progress, read_json, require, to_dict
+from ..corpus.manifest import LONG, Manifest
 from ..corpus.synthetic import GENERATOR, read_truth
 from ..corpus.tree import SPLITS
 from ..encoders import VoiceFaceModel
@@ -53,6 +53,25 @@ def ceiling(
         raise CorpusError(f'{manifest.root}: drawn by generator {drawn}, whose oracle is gone (this one is {GENERATOR}); '
                           'delete the folder and draw it again with `vfassoc synth`')
     return OracleScorer(read_truth(manifest.root), manifest.media('voice', split), manifest.media('face', split))
+
+def split_of(
+    protocol:str, # unseen, seen
+    split:str='', # that was asked for; '': that of the protocol
+) -> str: # whose people are scored
+    "Protocol and split go together: seen-heard scores are those of the seen-heard split, and of no other. Raises `ConfigError`."
+    split = split or {'unseen': 'test', 'seen': 'seen'}[protocol]
+    require((split == 'seen') == (protocol == 'seen'), 'evaluate', 'split', split, "'seen' with protocol = 'seen', and only with it")
+    return split
+
+def unheard(
+    voices:pd.DataFrame, # with `duration`, seconds
+    seconds:float|None, # of the middle of each that are embedded; None: not known, as with cached features
+) -> list[str]: # none or one
+    "Say how much of long recordings no score has heard."
+    long = voices.duration[voices.duration > LONG]
+    if not len(long): return []
+    middle = f'the middle {seconds:g} s' if seconds else 'a few seconds from the middle'
+    return [f'{len(long):,} of {len(voices):,} voices are longer than {LONG} s (the longest {long.max():.0f} s): {middle} of each are scored; cut them into utterances']
 
 @claims('path')
 def evaluate_run(

@@ -20,7 +20,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from ..core import ConfigError, RunError, atomic_path, provenance, require
+from ..core import ConfigError, RunError, atomic_path, claims, provenance, require, temporary
 from .pages import literal
 
 # %% ../../nbs/7_reports/03_runner.ipynb #d1ac57e0
@@ -227,6 +227,7 @@ def _execute(source:Path, running:Path, parameters:dict, kernel:str, quiet:bool)
     except DeadKernelError:
         raise RunError(f'{source}: the kernel died in the middle, as it does when memory runs out') from None
 
+@claims('output', '.ipynb', '.html')
 def run_report(
     notebook:str|Path, # a report: a path, or a name in nbs/reports such as 'evaluate'
     output:str|Path, # the result, NAME.ipynb and NAME.html beside it
@@ -238,7 +239,7 @@ def run_report(
     "Run a report strictly and stamp it. Raises `ConfigError` before anything runs, `RunError` for a cell that fails."
     source, result, t0 = find_report(notebook), result_name(output), time.time()
     target, page, failed = (result.with_name(result.name + end) for end in ('.ipynb', '.html', '.failed.ipynb'))
-    running = result.with_name(f'.{result.name}.running.ipynb')
+    running = temporary(result, '.ipynb')
     given, defaults = check_parameters(source, parameters), declared(source)
     require(target.resolve() != source.resolve(), 'run_report', 'output', str(output), 'another file than the report itself')
     try:
