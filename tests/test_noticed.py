@@ -25,6 +25,8 @@ from vfassoc.corpus.voxceleb import INDEX, missing_media, read_index, read_split
 from vfassoc.encoders import ModelConfig, VoiceFaceModel
 from vfassoc.evaluation.fused import ShortlistScorer
 from vfassoc.evaluation.metrics import Ranking
+from vfassoc.evaluation.protocols import ProtocolConfig, evaluate
+from vfassoc.evaluation.trials import verification
 from vfassoc.fusion import FusionConfig, FusionEncoder, matching_loss, retrieve, score_all
 from vfassoc.losses.baselines import label_contrast, pair_contrast, triplet_margin, triplet_ratio
 from vfassoc.losses.contrastive import cid_loss
@@ -661,6 +663,34 @@ def test_recall_and_mrr_of_given_ranks():
     one = np.ones(3, int)
     r = Ranking(np.array([1., .5, .2]), np.array([1, 2, 5]), one, 5*one, one)
     assert [r.value(m) for m in ('recall@1', 'recall@2', 'recall@5', 'mrr')] == pytest.approx([1/3, 2/3, 1, 1.7/3])
+
+
+def people():
+    "Media tables of eight women in eight videos; two have a nationality, of two it is unknown, of four it is missing."
+    nation = ['USA', 'USA', 'unknown', 'unknown', '', '', None, None]
+    t = pd.DataFrame(dict(identity=[f'id{i}' for i in range(8)], gender='f', nationality=nation, age=30.))
+    t['video'] = t.identity.str.replace('id', 'v')
+    return tuple(t.assign(path=[f'{m}/{i}' for i in range(8)]) for m in ('voice', 'face'))
+
+
+def test_unknown_is_no_nationality():
+    "Notices impostors that share an unknown nationality with the probe."
+    voices, faces = people()
+    t = verification(voices, faces, 'N', 100)
+    assert set(t.voice) | set(t.face) == {0, 1}
+
+
+def test_the_ceiling_of_a_stratum_knows_what_impostors_share():
+    "Notices one oracle for all strata: this one is right in G and blind elsewhere."
+    voices, faces = people()
+    class Oracle:
+        def __init__(self, sees): self.sees = sees
+        def given(self, stratum): return Oracle(stratum == 'G')
+        def pairs(self, v, f): return self.sees*(v == f).astype(float)
+        def block(self, v, f): return self.sees*(v[:, None] == f).astype(float)
+    cfg = ProtocolConfig(strata=('U', 'G'), candidates=(), replicates=100)
+    table = evaluate(Oracle(True), voices, faces, cfg, Oracle(True), trained_on=[], quiet=True).table
+    assert table[table.metric == 'auc'].ceiling.tolist() == [.5, 1.]
 
 
 def test_tables_of_voxceleb(tmp_path, media):
