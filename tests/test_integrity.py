@@ -1,5 +1,5 @@
 "A changed byte, a header of another form, a full disk: one line, or nothing has changed."
-import json
+import errno, json, os, shutil, subprocess
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vfassoc.core import RunError, RunFolder, VfassocError
+from vfassoc.cache import cache_features, make_features
+from vfassoc.core import ConfigError, CorpusError, RunError, RunFolder, Settings, VfassocError
+from vfassoc.corpus.features import load_features, save_features
 from vfassoc.encoders import ModelConfig, VoiceFaceModel
+from vfassoc.fusion import FusionConfig, FusionEncoder, score_all
+from vfassoc.integrity import new_array, old_array, reserve
 from vfassoc.methods.catalog import build_method
 from vfassoc.training import FitState, TrainConfig, load_checkpoint, load_tensors, save_checkpoint, save_tensors
 
@@ -144,3 +148,160 @@ def test_a_header_that_is_no_table_is_one_line(tmp_path, header):
     save_file({'a': torch.zeros(2)}, tmp_path/'x', {'plain': header})
     with pytest.raises(RunError) as e: load_tensors(tmp_path/'x')
     one_line(e, tmp_path/'x')
+
+
+# ---- files of features
+
+def features_file(path, **about):
+    g = np.random.default_rng(0)
+    save_features(path, g.normal(size=(4, 3)).astype('f4'), g.normal(size=(5, 2)).astype('f2'), [f'wav/{i}.wav' for i in range(4)], [f'faces/{i}.jpg' for i in range(5)],
+                  **{**dict(corpus_hash='a'*8, encoder='by hand', identities=['id1', 'id2']), **about})
+    return path
+
+
+def all_of(path):
+    f = load_features(path)
+    return f.voice.tolist(), f.face.tolist(), f.voice_path.tolist(), f.face_path.tolist(), f.about
+
+
+def test_a_changed_byte_in_features_is_said(tmp_path):
+    path = features_file(tmp_path/'f.npz')
+    about, raw = load_features(path).about, path.read_bytes()
+    assert about == dict(corpus_hash='a'*8, encoder='by hand', identities=['id1', 'id2'])
+    for x in (load_features(path).voice, load_features(path).face):
+        flipped(path, raw.index(x.tobytes()) + 1, 1) # a low bit: the number stays finite
+        with pytest.raises(CorpusError) as e: load_features(path)
+        one_line(e, path, 'make it again')
+        path.write_bytes(raw)
+
+
+def test_no_changed_byte_of_features_passes(tmp_path):
+    path = features_file(tmp_path/'f.npz')
+    assert fuzz(path, lambda: all_of(path), 250) > 60
+
+
+def test_features_without_a_digest_open(tmp_path):
+    path = features_file(tmp_path/'f.npz')
+    with np.load(path) as z: arrays = {k: z[k] for k in z if k != 'about'}
+    for about in ({}, dict(about=np.array(json.dumps(dict(corpus_hash='b', encoder='earlier'))))):
+        np.savez(path, **arrays, **about)
+        f = load_features(path)
+        assert isinstance(f.voice, np.memmap) and f.voice.tolist() == arrays['voice'].tolist()
+        flipped(path, path.read_bytes().index(arrays['voice'].tobytes()) + 1, 1)
+        load_features(path)
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(voice_path=np.array([['a', 'b'], ['c', 'd']])), 'voice_path'), (dict(face_path=np.array('a')), 'face_path'), (dict(voice_path=np.arange(4)), 'voice_path'), (dict(voice=np.zeros(4, 'f4')), 'voice'),
+    (dict(voice=np.array(1., 'f4')), 'voice'), (dict(about=np.array('[]')), ''), (dict(about=np.array('null')), ''), (dict(about=np.array(3)), ''), (dict(about=np.array(['{}'])), ''), (dict(about=np.array('[' * 100_000)), ''),
+    (dict(about=np.array('{"identities": 3}')), 'about.identities'), (dict(about=np.array('{"identities": [1]}')), 'about.identities'), (dict(about=np.array('{"identities": {"a": 1}}')), 'about.identities'),
+    (dict(about=np.array('{"corpus_hash": 7}')), 'about.corpus_hash')])
+def test_features_of_another_form_are_one_line(tmp_path, change, words):
+    path = features_file(tmp_path/'f.npz')
+    with np.load(path) as z: arrays = {**{k: z[k] for k in z if k != 'about'}, **change}
+    np.savez(path, **arrays)
+    with pytest.raises(CorpusError) as e: load_features(path)
+    one_line(e, path, words)
+
+
+@pytest.mark.parametrize('options, words', [({'seconds': 'abc'}, "seconds = 'abc'"), ({'size': 1.5}, 'size = 1.5'), ({'seconds': 1e9}, 'seconds = 1000000000.0'), ({'voice_weights': 3}, 'voice_weights = 3'), ({'name': 1}, "'name'"), ({'quiet': True}, "'quiet'")])
+@pytest.mark.parametrize('encoder', ['faa', 'a-run'])
+def test_options_of_features_are_checked_whichever_encoder(tmp_path, encoder, options, words):
+    with pytest.raises(ConfigError) as e: make_features(encoder, 'nowhere', tmp_path/'x.npz', Settings(runs=tmp_path), options=options)
+    one_line(e, words)
+
+
+# ---- a full disk
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "1 MB of tmpfs; only root can mount."
+    there = tmp_path/'disk'
+    there.mkdir()
+    r = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(there)], capture_output=True, text=True) if os.geteuid() == 0 and shutil.which('mount') else None
+    if r is None or r.returncode: pytest.skip(f'no small disk to be had: {r.stderr.strip() if r else "only root can mount one"}')
+    yield there
+    subprocess.run(['umount', '-l', str(there)], check=True) # lazily: the traceback of a failed pass holds its maps
+
+
+class FakeSource:
+    "Two kinds of vectors, made as they are asked for."
+    def __init__(self, rows, root):
+        self.manifest, self.features, self.data, self.rows = self, None, type('Data', (), dict(seconds=1., size=32)), rows
+        self.root, self.hash = root, 'f'*8
+
+    def media(self, kind, split=None, *a, start=0, **kw):
+        if split is None and not a and not kw: return type('Table', (), dict(path=[f'{kind}/{i}' for i in range(self.rows)], __len__=lambda t: len(t.path)))()
+
+
+def fake_encoder(monkeypatch, rows, dim=64):
+    import vfassoc.cache as cache
+    def encode(source, f, kind, split, device, start=0):
+        for i in range(start, rows, 100): yield torch.arange(i, min(i + 100, rows)), torch.full((min(100, rows - i), dim), float(i + 1))
+    monkeypatch.setattr(cache, 'encode_media', encode)
+    model = torch.nn.Linear(1, 1)
+    model.features = None
+    return model
+
+
+def test_features_on_a_disk_with_room(tmp_path, monkeypatch):
+    model = fake_encoder(monkeypatch, 250)
+    f = load_features(cache_features(model, FakeSource(250, tmp_path), tmp_path/'x.npz', True))
+    assert f.voice.shape == (250, 64) and f.voice[249, 0] == 201 and sorted(p.name for p in tmp_path.iterdir()) == ['x.npz']
+
+
+@pytest.mark.parametrize('rows', [5_000, 1_500, 1_200]) # no room for the first part; for both; for the archive
+def test_features_on_a_full_disk_are_one_line(small_disk, monkeypatch, rows):
+    model = fake_encoder(monkeypatch, rows)
+    with pytest.raises(RunError) as e: cache_features(model, FakeSource(rows, small_disk), small_disk/'x.npz', True)
+    one_line(e, small_disk, 'bytes', 'free')
+    assert not (small_disk/'x.npz').exists()
+
+
+def test_features_on_a_full_disk_are_one_line_simulated(tmp_path, monkeypatch):
+    "The disk says that there is room, and then that there is none."
+    def full(fd, at, n): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(os, 'posix_fallocate', full)
+    model = fake_encoder(monkeypatch, 250)
+    with pytest.raises(RunError) as e: cache_features(model, FakeSource(250, tmp_path), tmp_path/'x.npz', True)
+    one_line(e, tmp_path, 'No space left on device', f'{250*64*4 + 128:,} bytes', 'free')
+    assert not list(tmp_path.glob('*.npy')) and not list(tmp_path.glob('.*.npy'))
+
+
+@pytest.mark.parametrize('call', ['missing', 'not supported'])
+def test_without_fallocate_the_free_space_is_compared(tmp_path, monkeypatch, call):
+    def no(fd, at, n): raise OSError(errno.EOPNOTSUPP, 'not supported')
+    monkeypatch.delattr(os, 'posix_fallocate') if call == 'missing' else monkeypatch.setattr(os, 'posix_fallocate', no)
+    x = new_array(tmp_path/'x.npy', np.float32, (10, 4))
+    x[:] = 7
+    assert np.load(tmp_path/'x.npy').sum() == 280
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: usage._replace(free=100))
+    with pytest.raises(RunError) as e: new_array(tmp_path/'y.npy', np.float32, (1000, 4))
+    one_line(e, tmp_path/'y.npy', '100 are free')
+    assert not (tmp_path/'y.npy').exists()
+
+
+def test_a_sparse_part_of_an_earlier_version_is_filled(tmp_path):
+    np.lib.format.open_memmap(tmp_path/'x.npy', 'w+', np.float32, (1 << 16, 4))[:2] = 3
+    before = (tmp_path/'x.npy').stat()
+    x = old_array(tmp_path/'x.npy', np.float32, (1 << 16, None))
+    after = (tmp_path/'x.npy').stat()
+    assert before.st_blocks < after.st_blocks and after.st_blocks*512 >= after.st_size == before.st_size and x[1, 3] == 3 and not x[2:].any()
+    assert old_array(tmp_path/'x.npy', np.float32, (5, None)) is None and old_array(tmp_path/'none.npy', np.float32, (5, None)) is None
+    (tmp_path/'x.npy').write_bytes(b'damaged')
+    assert old_array(tmp_path/'x.npy', np.float32, (1 << 16, None)) is None
+
+
+def test_fused_scores_on_a_full_disk_are_one_line(small_disk):
+    model = FusionEncoder(FusionConfig(dim=8, layers=1, heads=2, inner=8)).eval()
+    with pytest.raises(RunError) as e: score_all(model, torch.randn(600, 8), torch.randn(600, 8), out=small_disk/'s.npy', quiet=True)
+    one_line(e, small_disk, 'bytes', 'free')
+    assert not [p for p in small_disk.iterdir() if p.suffix in ('.npy', '.part')]
+    assert score_all(model, torch.randn(60, 8), torch.randn(60, 8), out=small_disk/'t.npy', quiet=True).shape == (60, 60)
+
+
+def test_a_file_that_grows_is_put_back(tmp_path):
+    (tmp_path/'x').write_bytes(b'abc')
+    reserve(tmp_path/'x', 10_000)
+    assert (tmp_path/'x').read_bytes() == b'abc' + bytes(9_997)

@@ -111,7 +111,7 @@ def features(a, s):
     options, weights = changes(a.set, 'features'), {p.partition('=')[0]: p.partition('=')[2] for p in a.set or () if '_weights=' in p} # a path may look like a number
     known = ('voice_weights', 'face_weights', 'seconds', 'size')
     if unknown := sorted(set(options) - set(known)): raise ConfigError(f'features: unknown option {unknown[0]!r}; known: {", ".join(known)}')
-    print(make_features(a.encoder, a.corpus, a.output, s, **{**options, **weights}))
+    print(make_features(a.encoder, a.corpus, a.output, s, options={**options, **weights}))
 
 
 def train(a, s):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import RunError, progress, require, write_json
+from .integrity import new_array, old_array
 
 # %% ../nbs/4_methods/06_fusion.ipynb #5dd2135f
 @dataclass(frozen=True)
@@ -206,16 +207,19 @@ def _resume(out, model, voices, faces, how):
     log, finished = part.with_suffix('.json'), out.with_suffix('.json')
     if out.exists():
         if not finished.exists() or _said(finished) != what: raise RunError(f'{out}: holds scores of other galleries or of another encoder; choose another file, or delete it')
-        return np.load(out, mmap_mode='r'), len(voices), None
+        try: scores = np.load(out, mmap_mode='r')
+        except (OSError, ValueError, EOFError) as e: raise RunError(f'{out}: damaged ({" ".join(str(e).split())[:80]}); delete it') from None
+        return scores, len(voices), None
     try:
         done = 0
         if part.exists() and log.exists():
-            old = json.loads(log.read_text())
-            done = old['done'] if {k: old[k] for k in what} == what else 0
+            old = _said(log) or {}
+            done = old['done'] if isinstance(old, dict) and {k: old.get(k) for k in what} == what and type(old.get('done')) is int and 0 <= old['done'] <= len(voices) else 0
         out.parent.mkdir(parents=True, exist_ok=True)
-        scores = np.load(part, mmap_mode='r+') if done else np.lib.format.open_memmap(part, 'w+', np.float32, (len(voices), len(faces)))
-    except (OSError, ValueError, KeyError) as e: raise RunError(f'{out}: cannot be written ({getattr(e, "strerror", None) or e}); free space or choose another file') from e
-    if finished.exists() and not {'inputs', 'shape'} <= set(_said(finished) or {}): raise RunError(f'{finished}: is somebody else\'s file and stands where the record of {out.name} goes; choose another file')
+        scores = old_array(part, np.float32, (len(voices), len(faces))) if done else None
+        if scores is None: done, scores = 0, new_array(part, np.float32, (len(voices), len(faces)))
+    except (OSError, ValueError) as e: raise RunError(f'{out}: cannot be written ({getattr(e, "strerror", None) or e}); free space or choose another file') from e
+    if finished.exists() and not {'inputs', 'shape'} <= (said.keys() if isinstance(said := _said(finished), dict) else set()): raise RunError(f'{finished}: is somebody else\'s file and stands where the record of {out.name} goes; choose another file')
     write_json(finished, what)
     return scores, done, lambda n: write_json(log, {**what, 'done': n})
 

@@ -122,11 +122,11 @@ def new_array(
 def old_array(
     path:Path, # a .npy file that `new_array` made, maybe in an earlier process
     dtype, # as it was made with
-    shape:tuple[int, ...], # as it was made with
+    shape:tuple[int|None, ...], # as it was made with; None: whatever it was
 ) -> np.memmap|None: # None: it is not there, or another's
     "Map a .npy file again for writing, with all its blocks reserved. Raises `RunError` where the disk has no room."
     try: x = np.load(path, mmap_mode='r+')
     except (OSError, ValueError, EOFError): return None
-    if x.dtype != dtype or x.shape != tuple(shape): return None
+    if x.dtype != dtype or x.ndim != len(shape) or any(b not in (None, a) for a,b in zip(x.shape, shape)): return None
     reserve(path, Path(path).stat().st_size)
     return x

@@ -7,7 +7,7 @@ __all__ = ['MODALITIES', 'Features', 'save_features', 'load_features', 'feature_
            'pair_batches']
 
 # %% ../../nbs/1_corpus/06_features.ipynb #65b3ee9c
-import hashlib, json, struct, zipfile, zlib
+import hashlib, json, struct, zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import xxhash
 from torch import Tensor
 
 from ..core import CorpusError, atomic_path, require, rng_for
 from .dataset import GlobalBatches, few_videos, make_loader
 from .manifest import Manifest
+from ..integrity import add_array, seal, unseal
 
 # %% ../../nbs/1_corpus/06_features.ipynb #c984db97
 MODALITIES = ('voice', 'face')
@@ -54,7 +56,16 @@ def _mapped(path:Path, name:str) -> np.ndarray|None: # a stored (not compressed)
         version = np.lib.format.read_magic(f)
         shape, fortran, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(f)
         if dtype.hasobject or fortran or not np.prod(shape): return None
+        if info.header_offset + 30 + name_length + extra + info.file_size != f.tell() + dtype.itemsize*np.prod(shape): raise ValueError(f'{name} is not as long as its shape says')
         return np.memmap(path, dtype, 'r', f.tell(), shape)
+
+def _check_members(path:Path, z:zipfile.ZipFile):
+    "Raise `ValueError`, `BadZipFile` if the archive's directory lacks a member or names one otherwise than it names itself."
+    with open(path, 'rb') as f:
+        f.seek(-22, 2)
+        end = f.read()
+    if end[:4] == b'PK\5\6' and int.from_bytes(end[10:12], 'little') not in (0xffff, len(z.infolist())): raise ValueError('its directory is not whole')
+    for info in z.infolist(): z.open(info).close()
 
 def save_features(
     path:str|Path, # an .npz file
@@ -64,33 +75,51 @@ def save_features(
     face_path:Iterable[str],
     **about, # corpus_hash, encoder, ...
 ):
-    "Write a file of features, atomically and without compression."
+    "Write a file of features with a digest of its arrays, atomically and without compression."
+    paths = {'voice_path': np.asarray(list(voice_path), dtype=str), 'face_path': np.asarray(list(face_path), dtype=str)}
+    h = xxhash.xxh3_128()
+    for k,x in {**paths, 'voice': voice, 'face': face}.items(): add_array(h, k, x)
     with atomic_path(path) as tmp, open(tmp, 'wb') as f:
-        np.savez(f, voice=voice, face=face, voice_path=np.asarray(list(voice_path), dtype=str), face_path=np.asarray(list(face_path), dtype=str), about=np.array(json.dumps(about)))
+        np.savez(f, voice=voice, face=face, **paths, about=np.array(json.dumps(seal(about, h))))
 
 def load_features(
     path:str|Path, # an .npz file
 ) -> Features:
-    "Open a file of features and look at every vector once. `CorpusError`: missing, damaged, not finite, without paths."
-    path = Path(path)
+    "Open a file of features, look at every vector once and compare the digest, if there is one. `CorpusError`: missing, damaged, not finite, without paths."
+    path, todo = Path(path), 'make it again with `vfassoc features`'
     try:
         with np.load(path, allow_pickle=False) as z:
             if gone := [k for k in ('voice', 'face', 'voice_path', 'face_path') if k not in z]:
                 raise CorpusError(f'{path}: has no array {gone[0]!r}; a file of features has voice, face, voice_path and face_path')
+            _check_members(path, z.zip)
             about = json.loads(str(z['about'])) if 'about' in z else {}
             if not isinstance(about, dict): raise ValueError('what it says about itself is no table')
-            paths = {f'{m}_path': z[f'{m}_path'].astype(str) for m in MODALITIES}
+            paths = {f'{m}_path': z[f'{m}_path'] for m in MODALITIES}
+            if bad := next((k for k,x in paths.items() if x.ndim != 1 or x.dtype.kind not in 'US'), None):
+                raise CorpusError(f'{path}: {bad} has shape {paths[bad].shape} ({paths[bad].dtype}); expected a list of texts, one for each vector')
+            paths = {k: x.astype(str) for k,x in paths.items()}
             vectors = {m: x if (x := _mapped(path, m)) is not None else z[m] for m in MODALITIES}
     except FileNotFoundError: raise CorpusError(f'{path}: no such file of features; make it with `vfassoc features`') from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, struct.error, zlib.error, zipfile.BadZipFile) as e:
-        raise CorpusError(f'{path}: not a file of features or damaged ({" ".join(str(e).split())[:80]}); make it again with `vfassoc features`') from None
+    except CorpusError: raise
+    except Exception as e: # zipfile, zlib, tokenize and numpy raise some twenty kinds on bytes that have changed
+        raise CorpusError(f'{path}: not a file of features or damaged ({type(e).__name__}: {" ".join(str(e).split())[:80]}); {todo}') from None
+    h = xxhash.xxh3_128()
+    for k,x in paths.items(): add_array(h, k, x)
     for m in MODALITIES:
         x, names = vectors[m], paths[f'{m}_path']
         if x.ndim != 2 or len(x) != len(names) or x.dtype.kind != 'f': raise CorpusError(f'{path}: {m} has shape {x.shape} ({x.dtype}) for {len(names)} paths; expected one row of floats each')
         if twice := len(names) - len(set(names)): raise CorpusError(f'{path}: {twice} {m} paths are there twice; give every file one vector')
-        for i in range(0, len(x), 1 << 14):
-            if (bad := ~np.isfinite(x[i:i + (1 << 14)]).all(1)).any():
+        add_array(h, m, x, parts=False)
+        for i in range(0, len(x), step := max(1, (1 << 22)//max(1, x.shape[1]*x.itemsize))): # 4 MB: read once, then in the processor's cache
+            block = np.ascontiguousarray(x[i:i + step])
+            h.update(block.data)
+            if (bad := ~np.isfinite(block).all(1)).any():
                 raise CorpusError(f'{path}: the {m} vector of {names[i + bad.argmax()]} is not finite (and maybe more); embed the corpus again')
+    about = unseal(about, h, str(path), todo, CorpusError)
+    met = about.get('identities', [])
+    if not isinstance(met, list) or not all(isinstance(i, str) for i in met): raise CorpusError(f'{path}: about.identities = {str(met)[:40]!r} is not a list of names; {todo}')
+    for k in ('corpus_hash', 'encoder'):
+        if not isinstance(about.get(k, ''), str): raise CorpusError(f'{path}: about.{k} = {str(about[k])[:40]!r} is not a text; {todo}')
     return Features(path, **vectors, **paths, about=about)
 
 # %% ../../nbs/1_corpus/06_features.ipynb #9fade6da
