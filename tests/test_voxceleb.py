@@ -139,8 +139,11 @@ def test_ties_in_released_lists_are_scored_as_scikit_learn_does(released):
 
 
 def test_random_vectors_and_vectors_of_gender_on_all_released_lists(published, tmp_path):
-    few = dict(replicates=200, candidates=[2], ks=[5])
-    root = published[0]/'cmpc'
+    few, root = dict(replicates=200, candidates=[2], ks=[5]), tmp_path/'lists'
+    shutil.copytree(published[0]/'cmpc', root)
+    for path in (root/'retrieval').iterdir(): # 5,000 probes rank 5,000 items; the time that ranking takes is that of the square
+        header, *lines = path.read_text().splitlines()
+        path.write_text('\n'.join([header, *lines[::4]]) + '\n')
     t = {k: baseline_run(k, tmp_path/k, root, root/'vox1_meta.csv', few, dim=64, quiet=True).table for k in BASELINES}
     main = {k: x[x.metric.isin(['auc', 'accuracy', 'map'])].set_index(['list', 'task', 'direction']) for k, x in t.items()}
     assert len(main['random']) == 20
