@@ -905,6 +905,7 @@ def main(argv=None) -> int: # exit status
     if bad:
         print(*bad, sep='\n', file=sys.stderr)
         return 2
+    if shared := os.environ.get('VFASSOC_SHARED'): os.environ['VFASSOC_SHARED'] = os.path.abspath(shared)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit('mutants: stopped'))
     import_once()
     folder = Path(tempfile.mkdtemp(prefix='vfassoc-mutants-'))

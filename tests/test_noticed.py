@@ -1,5 +1,5 @@
 "Mistakes of one line that would train and evaluate as ever: each test says which one it notices."
-import math
+import math, shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -67,6 +67,34 @@ def test_a_stale_mutant_is_an_error(monkeypatch, capsys):
         monkeypatch.setattr(mutants, 'MUTANTS', [replace(m, **change)])
         assert mutants.main([]) == 2
         assert word in capsys.readouterr().err
+
+
+def test_a_mutant_is_written_into_the_copy_alone(tmp_path):
+    "Notices a mutant that reaches the module and not the chapter, which runs its own cells, and one in the repository."
+    m = mutants.MUTANTS[0]
+    files = m.path, mutants.exporting(m.path)
+    for f in files:
+        (tmp_path/f).parent.mkdir(parents=True)
+        shutil.copy(mutants.ROOT/f, tmp_path/f)
+    before = mutants.applied(mutants.Job('pytest', (), m), tmp_path)
+    for f in files:
+        assert before[tmp_path/f] == (mutants.ROOT/f).read_text() != (tmp_path/f).read_text()
+    assert m.old in (mutants.ROOT/m.path).read_text() and m.old not in (tmp_path/m.path).read_text()
+    assert mutants.applied(mutants.Job('pytest', ()), tmp_path) == {}
+
+
+@pytest.mark.parametrize('by, survives, tests, book, status', [
+    ('either', '', 'failed', '', 0), ('either', '', 'passed', 'too slow', 0), ('either', '', 'passed', 'passed', 1),
+    ('pytest', '', 'passed', 'failed', 1), ('both', '', 'failed', 'passed', 1), ('both', '', 'failed', 'failed', 0),
+    ('either', 'the same number', 'passed', 'passed', 0), ('either', 'the same number', 'failed', 'passed', 1),
+    ('either', '', 'failed', 'broken', 1)])
+def test_a_survivor_fails_the_run_unless_it_is_explained(by, survives, tests, book, status, capsys):
+    "Notices a runner that is content although a mutant lives, or that keeps an explanation which is no longer true."
+    m = replace(mutants.MUTANTS[0], by=by, survives=survives)
+    jobs = mutants.Job('pytest', ('a',), m, verdict=tests), mutants.Job('chapter', ('b',), m, verdict=book)
+    assert mutants.summary({m: jobs}, {}, 60.) == status
+    killed = int('failed' in (tests, book) or book == 'too slow')
+    assert capsys.readouterr().out.splitlines()[-1] == f'killed {killed} of 1 in 1.0 min'
 
 
 # ---- losses
@@ -401,9 +429,9 @@ def test_a_shortlist_holds_the_most_alike():
         asked.append((voice.tolist(), face.tolist()))
         return np.zeros(len(voice), np.float32)
     fused = SimpleNamespace(pairs=pairs)
-    cosine = SimpleNamespace(block=lambda voice, face: (E1 @ gallery.T)[:, None].numpy())
-    ShortlistScorer(fused, cosine, 1, 'f2v').block(np.arange(4), np.array([7]))
-    assert asked == [([0], [7])] # face 7 asks, voice 0 is the most alike
+    cosine = SimpleNamespace(block=lambda voice, face: torch.stack([gallery[:, 0], -gallery[:, 0]], 1).numpy())
+    ShortlistScorer(fused, cosine, 1, 'f2v').block(np.arange(4), np.array([7, 8]))
+    assert asked == [([0, 3], [7, 8])] # faces ask; voice 0 is the most alike to 7, voice 3 to 8
 
 
 def test_the_projection_is_for_training_only():
