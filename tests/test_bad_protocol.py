@@ -1,21 +1,23 @@
 "What `evaluate` is asked for and cannot be: each is refused in one line before anything is embedded, and no setting is a way around the leak refusal."
-import shutil
+import os, shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
 
+from test_bad_media import stranger
 from test_corpus_bad_input import one_line
-from tiny_grid import SYNTH, here, ini
+from tiny_grid import SYNTH, here, ini, page
+from vfassoc.cache import make_features
 from vfassoc.cli import main
-from vfassoc.core import ConfigError, RunError, read_json
+from vfassoc.core import ConfigError, RunError, load_settings, open_run, read_json
 from vfassoc.corpus.manifest import scan
 from vfassoc.corpus.synthetic import SynthConfig, write_corpus
 from vfassoc.evaluation.listed import OF_LISTS, _protocol
 from vfassoc.evaluation.protocols import ProtocolConfig, assert_candidates
 from vfassoc.evaluation.runs import evaluate_run, split_of, unheard
-from vfassoc.recipes import load_recipe, train
+from vfassoc.recipes import asked_recipe, load_recipe, run_path, train
 from vfassoc.reports.tables import read_scores
 
 SMALL = dict(replicates=100, verification_trials=200, matching_trials=100, candidates=[2])
@@ -26,7 +28,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp('protocol')
     write_corpus(home/'data/tiny', SynthConfig(**{**SYNTH, 'videos_per_identity': 2}), 1)
     train(load_recipe('demo', {'corpus': 'tiny', 'data.seconds': 1., 'data.size': 32, 'model.dim': 8, 'train.samples': 16, 'train.batch_size': 8, 'train.warmup': 8}),
-          home/'runs/r', here(home), quiet=True)
+          home/'runs/demo', here(home), quiet=True)
     return home
 
 @pytest.fixture
@@ -41,23 +43,23 @@ def moved(corpus, old, new):
     (corpus/'identity_splits.txt').write_text(''.join(f'{name} {new if n == old else n}\n' for name, n in lines))
     return [name for name, n in lines if n == old]
 
-def score(home, corpus, **changes): return evaluate_run(home/'runs/r', here(home), {**SMALL, **changes}, corpus=str(corpus))
+def score(home, corpus, **changes): return evaluate_run(home/'runs/demo', here(home), {**SMALL, **changes}, corpus=str(corpus))
 
 def test_seen_without_a_seen_split_is_an_error(home, capsys):
     "The command of the defect: it scored the unseen split and called it seen-heard."
-    assert main(['--settings', str(ini(home)), 'evaluate', str(home/'runs/r'), '--set', 'protocol=seen']) == 2
+    assert main(['--settings', str(ini(home)), 'evaluate', str(home/'runs/demo'), '--set', 'protocol=seen']) == 2
     line, = capsys.readouterr().err.strip().splitlines()[-1:]
     assert f'{home/"data/tiny"}: no video of the seen split' in line and 'mark people with 3' in line
-    assert not (home/'runs/r/metrics.json').exists()
+    assert not (home/'runs/demo/metrics.json').exists()
 
 def test_seen_scores_the_seen_split_and_marks_it(home, corpus):
     people = moved(corpus, '1', '3') # those whom the run was trained on
     r = score(home, corpus, protocol='seen')
     assert f'seen-heard protocol: {len(people)} of {len(people)} identities were trained on' in r.notes
-    assert r.protocol['identities'] == len(people) and read_json(home/'runs/r/provenance.json')['evaluated']['split'] == 'seen'
-    assert set(read_scores([home/'runs/r']).method) == {'CID, seen-heard'}
+    assert r.protocol['identities'] == len(people) and read_json(home/'runs/demo/provenance.json')['evaluated']['split'] == 'seen'
+    assert set(read_scores([home/'runs/demo']).method) == {'CID, seen-heard'}
     unseen = score(home, corpus) # the test people of the same corpus: nobody of them was trained on
-    assert not any('seen-heard' in n for n in unseen.notes) and set(read_scores([home/'runs/r']).method) == {'CID'}
+    assert not any('seen-heard' in n for n in unseen.notes) and set(read_scores([home/'runs/demo']).method) == {'CID'}
 
 @pytest.mark.parametrize('old', ['1', '2'])
 def test_no_other_case_is_let_through(home, corpus, old):
@@ -101,6 +103,59 @@ def test_what_of_long_recordings_is_not_heard(home, corpus, capsys):
     r = score(home, corpus)
     said, = (n for n in r.notes if 'longer than 60 s' in n)
     assert '1 of ' in said and '90 s' in said and 'middle 1 s' in said and said in capsys.readouterr().err
-    assert said in read_json(home/'runs/r/metrics.json')['notes']
+    assert said in read_json(home/'runs/demo/metrics.json')['notes']
     assert not any('longer than' in n for n in score(home, home/'data/tiny').notes)
     assert 'a few seconds' in unheard(pd.DataFrame({'duration': [90.]}), None)[0] and unheard(pd.DataFrame({'duration': [60.]}), 1.) == []
+
+# ---- commands beside a run that is there
+
+def test_the_report_goes_on_from_the_run_that_is_there(home, monkeypatch):
+    "`report train -p recipe=demo` beside runs/demo, which was trained with changes: it is reported on, not refused."
+    monkeypatch.setenv('VFASSOC_SETTINGS', str(ini(home)))
+    before = (home/'runs/demo/config.json').read_text()
+    _, text, figures = page('train', home, recipe='demo', evaluate=False)
+    assert 'demo: ' in text and '"tiny"' in text and figures and (home/'runs/demo/config.json').read_text() == before
+
+def test_which_recipe_is_asked_for(home):
+    s, run = here(home), home/'runs/demo'
+    assert asked_recipe('demo', run, {}, s).corpus == asked_recipe('demo', run, None, s).corpus == 'tiny'
+    assert asked_recipe('demo', run, {'train.seed': 3}, s) == load_recipe('demo', {'train.seed': 3})
+    assert asked_recipe('demo', home/'runs/new', {}, s) == load_recipe('demo', {'train.seed': s.seed})
+
+def test_another_recipe_needs_another_run(home):
+    with pytest.raises(RunError, match='--run NAME') as e: train(load_recipe('demo', {'corpus': 'tiny'}), home/'runs/demo', here(home), quiet=True)
+    assert str(home/'runs/demo') in one_line(e)
+
+def test_features_that_are_there_are_refused_at_once(home, monkeypatch):
+    def never(*a, **kw): raise AssertionError('loaded an encoder first')
+    monkeypatch.setattr('vfassoc.cache.find_encoder', never)
+    (home/'data/f.npz').write_bytes(b'')
+    with pytest.raises(RunError, match='exists') as e: make_features('demo', 'tiny', 'f.npz', here(home))
+    assert str(home/'data/f.npz') in one_line(e)
+
+# ---- what may not be read
+
+@pytest.fixture
+def closed(tmp_path):
+    for p in (tmp_path, *tmp_path.parents):
+        if p.stat().st_uid == os.geteuid() and p.stat().st_mode & 0o077 == 0: p.chmod(0o711)
+    (tmp_path/'there').mkdir()
+    yield tmp_path/'there'
+    (tmp_path/'there').chmod(0o755)
+
+def test_settings_that_may_not_be_read(closed, monkeypatch):
+    path = ini(closed)
+    path.chmod(0)
+    monkeypatch.chdir(closed)
+    monkeypatch.delenv('VFASSOC_SETTINGS', raising=False)
+    for given in (None, path):
+        with stranger(), pytest.raises(ConfigError) as e: load_settings(given)
+        assert f'{path}: cannot be read' in one_line(e)
+
+def test_a_run_that_may_not_be_read(closed):
+    (closed/'config.json').write_text('{}')
+    closed.chmod(0)
+    with stranger():
+        assert run_path(str(closed), here(closed)) == closed
+        with pytest.raises(RunError) as e: open_run(closed)
+    assert f'{closed}: cannot be read' in one_line(e)

@@ -6,7 +6,7 @@
 __all__ = ['EncoderOptions', 'find_encoder', 'cache_features', 'make_features']
 
 # %% ../nbs/5_training/03_cache.ipynb #299b13b2
-import hashlib, json
+import hashlib, json, os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,8 +107,9 @@ def make_features(
     options:dict|None=None, # of `find_encoder`
 ) -> Path: # the file
     "`vfassoc features`: a corpus through an encoder into one file."
+    if os.path.exists(path := features_path(str(out), settings)): raise RunError(f'{path}: exists; delete it to embed {corpus} again, or choose another name')
     model, data, about = find_encoder(name, settings, options)
-    path, m, home, drawn = features_path(str(out), settings), open_corpus(corpus, settings), about.pop('home', None), about.pop('drawn', None)
+    m, home, drawn = open_corpus(corpus, settings), about.pop('home', None), about.pop('drawn', None)
     seed = drawn_seed(m.root)
     if None not in (seed, drawn) and seed != drawn: # drawn people bear the same names in every drawn corpus, and are the same people only where the seed is
         about['identities'] = [f'{home[:8]}/{i}' for i in about['identities']]

@@ -353,6 +353,10 @@ class Settings:
         if self.device != 'auto': return torch.device(self.device)
         return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
 
+def _ini_text(path:Path, errors:str='strict') -> str:
+    try: return path.read_text(encoding='utf-8', errors=errors)
+    except OSError as e: raise ConfigError(f'{path}: cannot be read ({e.strerror or e}); check who may read it, or name another with --settings') from None
+
 def load_settings(
     path:str|Path|None=None, # settings.ini; None: `VFASSOC_SETTINGS`, else the first one at or above the working folder
 ) -> Settings:
@@ -360,12 +364,12 @@ def load_settings(
     path = path or os.environ.get('VFASSOC_SETTINGS')
     if path is None:
         found = [p/'settings.ini' for p in (Path.cwd(), *Path.cwd().parents)]
-        path = next((p for p in found if p.is_file() and '[vfassoc]' in p.read_text(errors='replace')), None)
+        path = next((p for p in found if os.path.isfile(p) and '[vfassoc]' in _ini_text(p, 'replace')), None)
         if path is None: return Settings()
     path, ini = Path(os.path.realpath(user_path(path, 'settings'))), ConfigParser(interpolation=None)
-    if not path.is_file(): raise ConfigError(f'{path}: no such settings file; unset VFASSOC_SETTINGS or create it')
-    try: ini.read_string(path.read_text(encoding='utf-8'))
-    except (IniError, UnicodeDecodeError, OSError) as e: raise ConfigError(f'{path}: cannot be read: {" ".join(str(e).split())}') from None
+    if not os.path.isfile(path): raise ConfigError(f'{path}: no such settings file; unset VFASSOC_SETTINGS or create it')
+    try: ini.read_string(_ini_text(path))
+    except (IniError, UnicodeDecodeError) as e: raise ConfigError(f'{path}: cannot be read: {" ".join(str(e).split())}') from None
     if 'vfassoc' not in ini: raise ConfigError(f'{path}: there is no [vfassoc] section; see the README')
     d = {k: path.parent/k for k in ('data', 'runs', 'figures')}
     for k,v in ini['vfassoc'].items():
@@ -490,6 +494,8 @@ def open_run(
 ) -> RunFolder:
     "The run at `path`; `RunError` if there is none."
     path = Path(path)
-    if not (path/'config.json').is_file():
+    try: there = (path/'config.json').is_file()
+    except OSError as e: raise RunError(f'{path}: cannot be read ({e.strerror or e}); check who may read it') from None
+    if not there:
         raise RunError(f'{path}: no run here (no config.json); train one with `vfassoc train`, or check `runs` in settings.ini')
     return RunFolder(path)

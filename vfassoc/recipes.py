@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Recipe', 'parse_value', 'load_recipe', 'draw_pairs', 'valid_auc', 'corpus_path', 'run_path', 'open_corpus',
-           'same_features', 'weights_hash', 'train', 'load_model', 'load_fusion']
+           'asked_recipe', 'same_features', 'weights_hash', 'train', 'load_model', 'load_fusion']
 
 # %% ../nbs/5_training/02_recipes.ipynb #58f2e826
-import hashlib, json, sys
+import hashlib, json, os, sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from .corpus.dataset import GlobalBatches
 from .corpus.manifest import Manifest, assert_disjoint, load_or_scan
 from .corpus.packed import is_packed, load_pack
 from .corpus.synthetic import drawn_seed
+from .corpus.tree import readable
 from .encoders import ModelConfig, VoiceFaceModel
 from .fusion import FusionEncoder
 from .methods.base import Method
@@ -185,7 +186,7 @@ def corpus_path(
 ) -> Path:
     "Where a corpus is."
     p = user_path(corpus, 'corpus')
-    return p if p.is_absolute() or p.is_dir() else settings.data/p
+    return p if p.is_absolute() or os.path.isdir(p) else settings.data/p
 
 def run_path(
     run:str|Path, # a run's name under `settings.runs`, or a path
@@ -193,7 +194,7 @@ def run_path(
 ) -> Path:
     "Where a run is."
     p = user_path(run, 'run')
-    there = lambda q: (q/'config.json').is_file() or (q/'grid.json').is_file()
+    there = lambda q: any(os.path.isfile(q/name) for name in ('config.json', 'grid.json'))
     if p.is_absolute() or there(p): return p
     return settings.runs/p if len(p.parts) == 1 or there(settings.runs/p) else p
 
@@ -205,7 +206,8 @@ def open_corpus(
 ) -> Manifest:
     "The manifest of a corpus, from the cache or by a scan; its splits are disjoint in identities, or `CorpusError`."
     root = corpus_path(corpus, settings)
-    if is_packed(root):
+    with readable(root): packed = is_packed(root)
+    if packed:
         if check != 'quick' or shared: raise ConfigError(f'{root}: is packed; what was checked and kept was decided for the tree it came from: prepare that, and pack it again')
         m = load_pack(root)
     else: m = load_or_scan(root, settings.data/'.cache', settings.workers, check, shared)
@@ -215,7 +217,9 @@ def open_corpus(
 def _claim(run:RunFolder, recipe:Recipe):
     "See that config.json, if there is one, says the same; returns what it is to say."
     mine = json.loads(json.dumps(to_dict(recipe)))
-    if not run.config.exists():
+    try: there = run.config.exists()
+    except OSError as e: raise RunError(f'{run.path}: cannot be read ({e.strerror or e}); check who may read it') from None
+    if not there:
         if found := occupied(run.path): raise RunError(f'{run.path}: holds no run, and is not empty ({found[0]}); choose another run folder')
         return mine
     old = json.loads(json.dumps(to_dict(from_dict(Recipe, read_json(run.config), str(run.config)))))
@@ -223,8 +227,19 @@ def _claim(run:RunFolder, recipe:Recipe):
     a, b = flat(old), flat(mine)
     if diff := [k for k in b if a.get(k) != b[k]]:
         raise RunError(f'{run.path}: holds a run with {diff[0]} = {a.get(diff[0])!r}, asked for {b[diff[0]]!r}; '
-                       'choose another run folder, or delete this one')
+                       'give the new run a name of its own (--run NAME), or delete this one')
     return mine
+
+def asked_recipe(
+    name:str|Path, # a key of RECIPES, or a JSON file
+    path:str|Path, # the folder it is for
+    changes:dict|None=None, # dotted keys and values
+    settings:Settings=Settings(), # the seed of a new run
+) -> Recipe: # checked
+    "The recipe of the run that a folder holds, if nothing else is asked for (no changes); else the recipe by name, with changes."
+    if not changes and os.path.isfile(config := Path(path)/'config.json'):
+        return from_dict(Recipe, read_json(config), str(config))
+    return load_recipe(name, {'train.seed': settings.seed, **(changes or {})})
 
 def same_features(
     run:RunFolder, # a run, maybe a new one
