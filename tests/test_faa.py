@@ -16,11 +16,10 @@ from vfassoc.cache import make_features
 from vfassoc.corpus.dataset import GlobalBatches, PairDataset, make_loader
 from vfassoc.corpus.synthetic import SynthConfig, write_corpus
 from vfassoc.corpus.features import load_features
-from vfassoc.evaluation.fused import FusedScorer
 from vfassoc.evaluation.grid import GRIDS, Grid, load_grid, run_grid
-from vfassoc.evaluation.protocols import Embeddings, load_embeddings
+from vfassoc.evaluation.protocols import load_embeddings
 from vfassoc.ecapa import Ecapa
-from vfassoc.fusion import FusionConfig, FusionEncoder, score_all
+from vfassoc.fusion import score_all
 from vfassoc.inception import InceptionResnetV1
 from vfassoc.methods.faa import FAA
 from vfassoc.recipes import load_fusion, load_model, load_recipe, open_corpus, train
@@ -239,20 +238,6 @@ def test_an_encoder_that_met_the_test_people_is_refused(grid, tmp_path):
     with pytest.raises(RunError, match='1 of .* identities were trained on'): evaluate_run(tmp_path/'run', here(grid), PROTOCOL)
 
 
-@pytest.mark.parametrize('pool', ['mean', 'cls'])
-def test_every_pair_equals_the_plain_encoder_and_equal_vectors_score_equally(pool):
-    torch.manual_seed(0)
-    fusion = FusionEncoder(FusionConfig(dim=8, layers=2, heads=2, inner=16, pool=pool)).eval()
-    v, f = torch.nn.functional.normalize(torch.randn(2, 13, 8), dim=2)
-    with torch.no_grad(): plain = fusion(v.repeat_interleave(13, 0), f.repeat(13, 1)).softmax(1)[:, 1].view(13, 13)
-    for pairs in (0, 1, 30): assert np.allclose(score_all(fusion, v, f, pairs=pairs, quiet=True), plain, atol=1e-6)
-    tables = [pd.DataFrame(dict(path=[str(i) for i in range(60)], identity='a', video='v', gender='f', nationality='x', age=0.)) for _ in 'vf']
-    emb = Embeddings(v[torch.arange(60) % 13].numpy(), f[torch.arange(60) % 7].numpy(), *tables)
-    for table in (0, 1 << 20):
-        s = FusedScorer(fusion, emb, table, quiet=True).block(np.arange(60), np.arange(60))
-        assert (s[:13] == s[13:26]).all() and (s[:, :7] == s[:, 7:14]).all()
-
-
 def test_reading_draws_nothing_from_torchs_random_state(grid):
     "So that dropout after a resume is that of a run that was not stopped."
     m = open_corpus('tiny', here(grid))
@@ -292,18 +277,3 @@ def test_people_drawn_with_one_seed_are_the_same_people_in_every_corpus(grid):
     for corpus, bare in (('cousins', True), ('tiny', False)):
         f = load_features(make_features('enc', corpus, f'{corpus}-again.npz', here(grid), quiet=True))
         assert all(('/' not in i) == bare for i in f.about['identities']), corpus
-
-
-def test_a_rename_that_failed_is_made_up_for(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    fusion = FusionEncoder(FusionConfig(dim=8, layers=1, heads=2, inner=16)).eval()
-    v, f = torch.nn.functional.normalize(torch.randn(2, 9, 8), dim=2)
-    real = Path.rename
-    def refuse(self, to): raise OSError('the process ended here')
-    monkeypatch.setattr(Path, 'rename', refuse)
-    with pytest.raises(OSError): score_all(fusion, v, f, out=tmp_path/'s.npy', quiet=True)
-    monkeypatch.setattr(Path, 'rename', real)
-    s = score_all(fusion, v, f, out=tmp_path/'s.npy', quiet=True)
-    assert (tmp_path/'s.npy').is_file() and not s.flags.writeable and np.allclose(s, score_all(fusion, v, f, quiet=True))
-    (tmp_path/'s.json').write_text('{')
-    with pytest.raises(RunError, match='holds scores of other galleries'): score_all(fusion, v, f, out=tmp_path/'s.npy', quiet=True)

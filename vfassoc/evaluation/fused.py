@@ -18,7 +18,7 @@ from ..fusion import FusionEncoder, score_all, score_blocks
 
 # %% ../../nbs/6_evaluation/03b_fused.ipynb #3ee4ba56
 class FusedScorer:
-    "Log odds of one person by a fusion encoder; equal vectors score equally, bit for bit."
+    "Log odds of one person by a fusion encoder; within one call equal vectors score equally, bit for bit."
     def __init__(self,
         fusion:FusionEncoder, # in eval mode
         emb:Embeddings, # of the tables whose rows are asked for
@@ -39,9 +39,10 @@ class FusedScorer:
         "Log odds of each pair."
         i, j = self.v_of[voice], self.f_of[face]
         if self.table is not None: return self.table[i, j]
-        odds = self.v.new_tensor([-1., 1.])
+        pair, at = np.unique(i*len(self.f) + j, return_inverse=True) # each pair once: equal ones must not differ by rounding
+        i, j, odds = pair//len(self.f), pair % len(self.f), self.v.new_tensor([-1., 1.])
         parts = [self.fusion(self.v[i[k:k + 8192]], self.f[j[k:k + 8192]]).float() @ odds for k in range(0, len(i), 8192)]
-        return torch.cat(parts).cpu().numpy() if parts else np.zeros(0, np.float32)
+        return torch.cat(parts).cpu().numpy()[at] if parts else np.zeros(0, np.float32)
 
     def block(self,
         voice:np.ndarray, # (v,) rows

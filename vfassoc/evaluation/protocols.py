@@ -104,7 +104,7 @@ class _Vectors:
         return found
 
 class CosineScorer:
-    "Cosine of a voice and a face vector, in float32; equal vectors score equally, bit for bit."
+    "Cosine of a voice and a face vector, in float32; within one call equal vectors score equally, bit for bit."
     def __init__(self,
         emb:Embeddings, # of the tables whose rows are asked for
         own:bool=False, # the vectors of `emb` may be made unit vectors in place, for half the memory
