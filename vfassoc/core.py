@@ -176,7 +176,7 @@ def _take(file:Path, path:Path, wait:bool) -> FileLock:
     except NotImplementedError: return lock
     except OSError as e:
         if e.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK): return lock # a file system without locks: as before there were any
-        raise RunError(f'{path}: cannot be written ({e.strerror or e}); choose another folder') from e
+        raise
     said = dict(command=os.environ.get('VFASSOC_COMMAND') or ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200], pid=os.getpid(), host=platform.node(), since=time.strftime('%Y-%m-%d %H:%M:%S'))
     with contextlib.suppress(OSError): file.write_text(json.dumps(said), encoding='utf-8')
     return lock
@@ -205,11 +205,16 @@ def claim(
         try: yield
         finally: _held[file] -= 1
         return
-    try:
-        for p in reversed(file.parents):
-            if not p.is_dir(): p.mkdir(exist_ok=True); made.append(p)
-    except OSError as e: raise RunError(f'{path}: cannot be written ({e.strerror or e}); choose another folder') from e
-    lock = _take(file, path, bool(os.environ.get('VFASSOC_WAIT')) if wait is None else wait)
+    lock = None
+    while lock is None: # the one who held it may have taken an empty folder around it away
+        try:
+            for p in reversed(file.parents):
+                if not p.is_dir():
+                    p.mkdir(exist_ok=True)
+                    made.append(p)
+            lock = _take(file, path, bool(os.environ.get('VFASSOC_WAIT')) if wait is None else wait)
+        except FileNotFoundError: continue
+        except OSError as e: raise RunError(f'{path}: cannot be written ({e.strerror or e}); choose another folder') from e
     _held[file] = 1
     try:
         sweep(where)

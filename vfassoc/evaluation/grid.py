@@ -159,9 +159,9 @@ def _gone(stop:Path|None, parent:int) -> bool:
 
 @contextlib.contextmanager
 def _interruptible(stop:Path|None, parent:int):
-    "In a worker: what is not training is interrupted within half a second once the grid's command is stopped."
+    "Once the grid's command is stopped, a worker gets SIGTERM within half a second; a thread of Dask's stops at its next step."
     if stop is None or os.getpid() == parent or threading.current_thread() is not threading.main_thread():
-        yield
+        with stop_when(lambda: _gone(stop, parent)): yield
         return
     def interrupt(sig, frame): raise Terminated
     def watch():
@@ -188,7 +188,7 @@ def run_cell(
     end = lambda how: (cell.variant, cell.seed, how, time.perf_counter() - start)
     if _gone(stop, parent): return end('stopped')
     try:
-        with _interruptible(stop, parent), stop_when(lambda: _gone(stop, parent)): how, sig = _train_and_score(cell, protocol, settings, threads)
+        with _interruptible(stop, parent): how, sig = _train_and_score(cell, protocol, settings, threads)
     except KeyboardInterrupt as e:
         if stop is None or os.getpid() == parent: raise
         how, sig = 'stopped', signal.SIGTERM if isinstance(e, Terminated) else signal.SIGINT
