@@ -714,7 +714,7 @@ EARLY = '''
     torch torch.utils.tensorboard torch._dynamo torchvision.models torchaudio sklearn.metrics sklearn.cluster
     sklearn.linear_model scipy.stats pandas pyarrow.parquet accelerate safetensors.torch soundfile PIL.Image
     matplotlib.pyplot matplotlib_inline.backend_inline seaborn tqdm fastcore.test
-    IPython.display nbdev.test pytest pytorch_metric_learning.losses
+    IPython.display nbdev.test pytest pytorch_metric_learning.losses nbformat papermill nbconvert nbclient pydantic
 '''
 
 
