@@ -29,6 +29,7 @@ def read_index(
     try: d = pd.read_csv(path, sep='\t', dtype=str, keep_default_na=False)
     except FileNotFoundError: raise CorpusError(f'{path}: no such index; it is a table of all utterances, {", ".join(INDEX)}') from None
     except (OSError, ValueError, EOFError, zlib.error) as e: raise CorpusError(f'{path}: cannot be read as a table ({" ".join(str(e).split())[:80]}); fetch it again') from None
+    if not isinstance(d.index, pd.RangeIndex): raise CorpusError(f'{path}: line 2 has more fields than the header; put one tab between two fields')
     if gone := [c for c in INDEX if c not in d]: raise CorpusError(f'{path}: no column {gone[0]!r}; the index is tab separated with the columns {", ".join(INDEX)}')
     d = d[list(INDEX)].assign(seconds=pd.to_numeric(d.seconds, errors='coerce'))
     if not len(d): raise CorpusError(f'{path}: holds no utterance; fetch the index again')

@@ -356,12 +356,17 @@ def read_trials(
 ): # Verification, Matching or Retrieval
     "Read a list back as rows of the tables. Raises `CorpusError`."
     try: t = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError) as e: # pandas' own errors are values
         raise CorpusError(f'{path}: cannot be read as a list of trials ({" ".join(str(e).split())})') from None
+    if not isinstance(t.index, pd.RangeIndex): raise CorpusError(f'{path}: line 2 has more fields than the header; put one comma between two fields')
     kinds = {'label': Verification, 'truth': Matching, 'role': Retrieval}
     kind = next((k for column, k in kinds.items() if column in t), None)
     if kind is None or not len(t):
         raise CorpusError(f'{path}: not a list of trials; expected the columns that write_trials writes, and a line')
+    allowed = {'label': {'0', '1'}, 'direction': set(DIRECTIONS), 'stratum': set(STRATA), 'same_video': {'allow', 'exclude'}, 'role': {'probe', 'gallery'}}
+    for c in {Verification: ('stratum', 'label', 'voice', 'face'), Matching: ('direction', 'stratum', 'probe', 'truth'), Retrieval: ('direction', 'same_video', 'role', 'path')}[kind]:
+        if c not in t: raise CorpusError(f'{path}: no column {c!r}; expected the columns that write_trials writes')
+        if c in allowed and (odd := ~t[c].isin(allowed[c])).any(): raise CorpusError(f'{path}: line {odd.argmax() + 2}: {c} = {t[c][odd.argmax()][:80]!r}; allowed: {", ".join(sorted(allowed[c]))}')
     direction = t.direction[0] if 'direction' in t else 'v2f'
     v, f = pd.Index(voices.path), pd.Index(faces.path)
     probe, other = (v, f) if direction == 'v2f' else (f, v)
