@@ -42,7 +42,7 @@ def _pairs(voices, faces, same, rng) -> pd.DataFrame:
     rows = np.concatenate([pos, neg])
     return pd.DataFrame(dict(voice=rows[:, 0], face=rows[:, 1], label=np.repeat([1, 0], [len(pos), len(neg)])))
 
-def make_run(path:Path, corpus:Path, seed:int=0, name:str='CID', strength:float=1., corpus_hash:str='c0ffee', protocol:str='unseen') -> Path:
+def make_run(path:Path, corpus:Path, seed:int=0, name:str='CID', strength:float=1., corpus_hash:str='c0ffee', protocol:str='unseen', method:dict|None=None) -> Path:
     "A finished, evaluated run."
     media, rng = write_media(corpus) if not corpus.exists() else pd.read_parquet(corpus/'media.parquet'), np.random.default_rng(seed)
     media.to_parquet(corpus/'media.parquet')
@@ -80,7 +80,7 @@ def make_run(path:Path, corpus:Path, seed:int=0, name:str='CID', strength:float=
     trials[['task', 'direction', 'stratum', 'trial', 'voice', 'face', 'label', 'score']].to_parquet(path/'trials.parquet')
     write = lambda file, x: (path/file).write_text(json.dumps(x))
     write('metrics.json', {'schema': 1, 'scores': scores, 'notes': ['A, GNA: no age in this corpus'], 'protocol': {'seed': 0, 'protocol': protocol}})
-    write('config.json', {'name': name, 'corpus': 'fake', 'method': {'name': 'cid'}, 'train': {'seed': seed, 'samples': 640}})
+    write('config.json', {'name': name, 'corpus': 'fake', 'method': method or {'name': 'cid'}, 'train': {'seed': seed, 'samples': 640}})
     write('provenance.json', dict(git_commit='0'*40, git_dirty=False, seed=seed, corpus='not here', corpus_hash='trained on', train_seconds=12.5,
                                   evaluated=dict(corpus=str(corpus), corpus_hash=corpus_hash, split='test', epoch=5)))
     with open(path/'history.csv', 'w', newline='') as f:
@@ -88,3 +88,12 @@ def make_run(path:Path, corpus:Path, seed:int=0, name:str='CID', strength:float=
         w.writerow(['epoch', 'step', 'loss', 'valid_auc', 'lr', 'seconds'])
         w.writerows([e, 10*e, (4 + .3*seed)/e, .8 - (.3 + .02*seed)/e, 1e-3/e, 2*e] for e in range(1, 7))
     return path
+
+def make_grid(root:Path, corpus:Path, finished:dict[str, int], planned:dict[str, int]|None=None, **methods) -> Path:
+    "A grid's folder: for each variant of `finished` so many scored seeds; `planned` names what grid.json asks for, where that is more."
+    plan = planned or finished
+    cells = [dict(variant=v, seed=s, path=f'v{i}/seed{s}') for i, (v, n) in enumerate(plan.items()) for s in range(n)]
+    for c in cells:
+        if c['seed'] < finished.get(c['variant'], 0): make_run(root/c['path'], corpus, c['seed'], c['variant'], 1. + 2*list(plan).index(c['variant']), method=methods.get(c['variant']))
+    (root/'grid.json').write_text(json.dumps({'variants': {v: {} for v in plan}, 'cells': cells}))
+    return root

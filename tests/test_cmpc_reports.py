@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from tiny_grid import here, page, tiny
-from vfassoc.core import RunError, read_json
+from vfassoc.core import RunError, read_json, write_json
 from vfassoc.reports import tables
 from vfassoc.reports.differences import paired_differences
 from vfassoc.reports.runner import run_report
@@ -26,7 +26,7 @@ def test_ablation(grid, tmp_path):
     mean = scores.query('method == "CMPC" and metric == "auc" and stratum == "G"').value.mean()
     assert f'{100*mean:.1f}' in text and 'CMPC (2 seeds)' in text and 'CMPC as released (2 seeds)' in text and 'Tiny' in text
     d = paired_differences(scores, 'CID').query('method == "CMPC" and metric == "auc" and stratum == "G"').iloc[0]
-    assert f'CMPC against CID: {100*d.value:+.2f} points [{100*d.low:+.2f}, {100*d.high:+.2f}], 2 seeds: {d.verdict}' in text
+    assert f'CMPC against CID: {100*d.value:+.2f} points [{100*d.low:+.2f}, {100*d.high:+.2f}], 2 seeds: cannot say' in text
     assert figures == {'differences.png', 'training.png'} and len(soup.select('img[src^="data:image/png"]')) == 2
 
 
@@ -70,11 +70,41 @@ def test_claims(grid, tmp_path):
     assert {f'claim-{k}.png' for k in (1, 2, 3, 4)} == figures
     scores = tables.read_scores([grid/'runs/g'/v/f'seed{s}' for v in ('cid', 'cmpc') for s in (0, 1)])
     d = paired_differences(scores, 'CID').query('metric == "auc" and stratum == "U"').iloc[0]
-    assert f'AUC, U: CMPC against CID: {100*d.value:+.2f} points [{100*d.low:+.2f}, {100*d.high:+.2f}]: {d.verdict}' in text
+    assert f'AUC, U: CMPC against CID: {100*d.value:+.2f} points [{100*d.low:+.2f}, {100*d.high:+.2f}], 2 seeds: cannot say' in text
     videos, _ = training_videos(grid/'runs/g/cmpc/seed0', here(grid))
     end = np.mean([rho_table(read_traces(grid/'runs/g/cmpc'/f'seed{s}'), videos.deviate).rho.iloc[-1] for s in (0, 1)])
     assert f'AUROC of ρ, CMPC, last epoch (seeds: 2): {end:.3f}' in text
     assert 'CMPC, 2 shots against its start' in text
+
+
+def only(grid, folder, variants):
+    "A grid of which only these variants exist, on the runs of the whole one."
+    plan = read_json(grid/'runs/g/grid.json')
+    cells = [{**c, 'path': str(grid/'runs/g'/c['path'])} for c in plan['cells'] if c['variant'] in variants]
+    write_json(folder/'grid.json', {**plan, 'variants': {v: plan['variants'][v] for v in variants}, 'cells': cells})
+    return str(folder)
+
+
+@pytest.mark.parametrize('variants, missing, figures', [
+    (['CID', 'supervised'], ['CMPC', 'few prototypes'], {'claim-1.png'}),
+    (['CMPC', 'CMPC, 2 shots'], ['CID', 'few prototypes'], {'claim-2.png', 'claim-3.png', 'claim-4.png'}),
+    (['CMPC, 2 shots'], ['CID', 'CMPC', 'few prototypes'], set()),
+])
+def test_claims_with_what_a_grid_has(grid, tmp_path, variants, missing, figures):
+    soup, text, drawn = page('claims_cmpc', tmp_path, grid=only(grid, tmp_path/'part', variants), cmpc='CMPC', coarse='few prototypes')
+    assert drawn == figures
+    rows = {tr.th.get_text(): [td.get_text() for td in tr.select('td')] for tr in soup.select('table')[0].select('tbody tr')}
+    assert all(set(rows[m]) == {'–'} for m in missing) and '; '.join(missing) in text
+    assert all(any(c != '–' for c in rows[f'{v} (2 seeds)']) for v in variants)
+
+
+@pytest.mark.parametrize('name', ['claims_faa', 'ablation_faa'])
+def test_reports_of_faa_on_a_grid_without_it(grid, tmp_path, name):
+    "Every claim says that its variants are not there."
+    asked = dict(grid=str(grid/'runs/g'), **(dict(variants=['FAA', 'CID'], baseline='multi-similarity') if name == 'ablation_faa' else {}))
+    soup, text, drawn = page(name, tmp_path, **asked)
+    rows = {tr.th.get_text(): [td.get_text() for td in tr.select('td')] for tr in soup.select('tbody tr') if tr.th}
+    assert set(rows['FAA']) == {'–'} and 'CID (2 seeds)' in rows and 'differences.png' not in drawn and not any(f.startswith('claim') for f in drawn)
 
 
 def test_train(grid, tmp_path):

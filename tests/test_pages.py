@@ -4,12 +4,10 @@ import shutil
 import nbformat, pandas as pd, pytest
 from bs4 import BeautifulSoup
 
-from checkout import ROOT
 from fake_run import make_run
 from hostile import ODD, unsafe
 from vfassoc.core import ConfigError, read_json, write_json
 from vfassoc.reports import runner, tables
-from vfassoc.reports.pages import literal
 from vfassoc.reports.runner import run_report
 
 def text_of(html:str) -> str: return ' '.join(BeautifulSoup(html, 'html.parser').get_text(' ').split())
@@ -147,7 +145,7 @@ def test_in_a_browser_a_page_runs_nothing_and_its_tables_scroll(tmp_path):
     if not chromium: pytest.skip('no Chromium on this machine')
     wide = tables.as_html(pd.DataFrame([['12.3 [11.1, 13.3]']*60], index=['method'], columns=pd.MultiIndex.from_product([range(6), range(10)]))).to_html()
     bad = ''.join(f'<img src=x onerror="{w}"><script>{w}</script><iframe srcdoc="<script>parent.{w}</script>"></iframe><img src="http://127.0.0.1:9/a.png">' for w in ['document.title = 1'])
-    html = runner.to_html(notebook(outputs=[shown(text_html=wide + bad), shown(image_svg__xml=f'<svg xmlns="http://www.w3.org/2000/svg"><script>document.title = 1</script></svg>')]), 'title')
+    html = runner.to_html(notebook(outputs=[shown(text_html=wide + bad), shown(image_svg__xml='<svg xmlns="http://www.w3.org/2000/svg"><script>document.title = 1</script></svg>')]), 'title')
     (tmp_path/'page.html').write_text(html)
     with sync.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])

@@ -6,9 +6,10 @@ from bs4 import BeautifulSoup
 from matplotlib import pyplot as plt
 
 from checkout import ROOT
-from fake_run import make_run
+from fake_run import make_grid, make_run
 from vfassoc.core import ConfigError, RunError, read_json, write_json
 from vfassoc.reports import plots, runner, tables
+from vfassoc.reports.differences import paired_differences
 from vfassoc.reports.runner import declared, find_report, parse_parameters, run_report
 
 EVALUATE = ROOT/'nbs'/'reports'/'evaluate.ipynb'
@@ -272,3 +273,70 @@ def test_plots_of_little_data():
     assert [a.get_ylabel() for a in fig.axes] == ['training loss', 'learning rate']
     plots.training_curves({'m': pd.DataFrame(dict(epoch=[], loss=[]))})
     assert not plt.get_fignums(), 'figures are not kept open'
+
+# ---- grids that lack something
+
+def rows_of(page) -> dict:
+    "Label of each row of a page's first table of scores -> its cells."
+    table = next(t for t in BeautifulSoup(page.read_text(), 'html.parser').select('table') if t.select('th.row_heading'))
+    return {tr.th.get_text(): [td.get_text() for td in tr.select('td')] for tr in table.select('tbody tr')}
+
+def said(page) -> str: return ' '.join(BeautifulSoup(page.read_text(), 'html.parser').get_text(' ').split())
+
+@pytest.mark.parametrize('seeds, verdict', [(1, 'cannot say'), (2, 'cannot say'), (3, 'better')])
+def test_better_needs_three_seeds(tmp_path, seeds, verdict):
+    grid = make_grid(tmp_path/'g', tmp_path/'corpus', {'CID': seeds, 'strong': seeds})
+    _, page = run_report('compare', tmp_path/'r', dict(grid=grid, figures=tmp_path/'f'), code='hide', quiet=True)
+    found = re.findall(r'AUC, U: strong against CID: .{4,40}?, (\d) seeds?: (cannot say|better|worse|no difference seen)', said(page))
+    assert found == [(str(seeds), verdict)]
+    d = paired_differences(tables.read_scores([grid/f'v{i}/seed{s}' for i in (0, 1) for s in range(seeds)]), 'CID').query('metric == "auc" and stratum == "U"').iloc[0]
+    assert d.value > .1 and np.isfinite([d.low, d.high]).all() == (seeds > 1), 'the interval is shown, the word is not said'
+
+def test_compare_with_what_a_grid_has(tmp_path):
+    grid = make_grid(tmp_path/'g', tmp_path/'corpus', {'CID': 3, 'B': 1}, {'CID': 3, 'B': 2, 'FAA <b>': 3})
+    _, page = run_report('compare', tmp_path/'r', dict(grid=grid, figures=tmp_path/'f'), code='hide', quiet=True)
+    rows = rows_of(page)
+    assert set(rows['FAA <b>']) == {'–'} and rows['CID (3 seeds)'][0] != '–' and 'B, seed 1; FAA <b>, seed 0' in said(page)
+    _, page = run_report('compare', tmp_path/'r', dict(grid=grid, figures=tmp_path/'f', baseline='FAA <b>'), code='hide', quiet=True)
+    assert 'no finished run of FAA <b>' in said(page) and 'CID (3 seeds)' in rows_of(page)
+
+@pytest.mark.parametrize('name', ['ablation_cmpc', 'ablation_faa'])
+def test_ablations_with_what_a_grid_has(tmp_path, name):
+    grid = make_grid(tmp_path/'g', tmp_path/'corpus', {'CID': 3, '+ prototypes': 2, 'late': 1})
+    plan = read_json(grid/'grid.json')
+    write_json(grid/'grid.json', {**plan, 'cells': [{**c, 'seed': 7} if c['variant'] == 'late' else c for c in plan['cells']]})
+    c = read_json(grid/'v2/seed0/config.json')
+    write_json(grid/'v2/seed0/config.json', {**c, 'train': {**c['train'], 'seed': 7}})
+    asked = dict(grid=grid, figures=tmp_path/'f', variants=['late', '+ prototypes', 'CID', 'gone'])
+    _, page = run_report(name, tmp_path/'r', dict(asked, baseline='CID'), code='hide', quiet=True)
+    assert set(rows_of(page)['gone']) == {'–'} and 'gone' in said(page) and {'CID (3 seeds)', '+ prototypes (2 seeds)', 'late'} <= rows_of(page).keys()
+    assert re.search(r'AUC, U: late against CID: –, no shared seed: cannot say', said(page)) and re.search(r'\+ prototypes against CID: \+\d.{4,40}?, 2 seeds: cannot say', said(page))
+    _, page = run_report(name, tmp_path/'r', dict(asked, baseline='gone'), code='hide', quiet=True)
+    assert 'no finished run of gone' in said(page)
+
+# ---- runs that are not what they are called
+
+CMPC = {'name': 'cmpc', 'ks': [4], 'warmup': 2000}
+
+def test_a_run_that_never_left_its_warm_up(tmp_path):
+    short, long, cid = (make_run(tmp_path/k, tmp_path/'corpus', i, name, method=m) for i, (k, name, m) in enumerate(
+        [('short', 'CMPC', CMPC), ('long', 'CMPC 300', {**CMPC, 'warmup': 300}), ('cid', 'CID', {**CMPC, 'prototypes': False, 'recalibration': False})]))
+    assert tables.warmup_only(short) == '640 samples trained, prototypes begin after 2000' and not tables.warmup_only(long) and not tables.warmup_only(cid)
+    t = tables.paper_table(tables.read_scores([short, long, cid]))
+    assert list(t.index[:3]) == ['CMPC (warm-up only)', 'CMPC 300', 'CID']
+    assert all('CMPC (warm-up only)' in form for form in (tables.as_text(t), tables.as_markdown(t), tables.as_html(t).to_html()))
+    assert [n for n in tables.read_notes([short, long, cid]) if 'CMPC' in n] == ['CMPC (short): warm-up only, so this is CID: 640 samples trained, prototypes begin after 2000']
+    h = pd.read_csv(long/'history.csv').assign(prototypes=0)
+    h.to_csv(long/'history.csv', index=False)
+    assert tables.warmup_only(long), 'the epochs were few: the clustering never came'
+    h.assign(prototypes=[0, 0, 0, 1, 1, 0]).to_csv(long/'history.csv', index=False)
+    assert not tables.warmup_only(long)
+    two = [short, make_run(tmp_path/'second', tmp_path/'corpus', 5, 'CMPC', method=CMPC)]
+    assert tables.paper_table(tables.read_scores(two)).index[0] == 'CMPC (2 seeds, warm-up only)'
+
+def test_reports_say_that_a_run_never_left_its_warm_up(tmp_path):
+    grid = make_grid(tmp_path/'g', tmp_path/'corpus', {'CID': 1, 'CMPC': 1}, CMPC=CMPC)
+    for name, asked in (('compare', dict(grid=grid)), ('evaluate', dict(runs=[grid/'v1'/'seed0'], examples=0))):
+        _, page = run_report(name, tmp_path/name, dict(asked, figures=tmp_path/'f'), code='hide', quiet=True)
+        text = said(page)
+        assert 'CMPC (warm-up only)' in text and '640 samples trained, prototypes begin after 2000' in text

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['RECORD', 'KEY', 'PUBLISHED', 'PRINTED', 'RETRIEVAL', 'VERIFICATION', 'MATCHING', 'RANKING', 'PAPERS', 'SUMMARY',
-           'REFERENCES', 'run_table', 'read_scores', 'read_notes', 'published_scores', 'merge_seeds', 'Column',
-           'percent', 'paper_table', 'as_text', 'as_markdown', 'as_html']
+           'REFERENCES', 'warmup_only', 'run_table', 'read_scores', 'read_notes', 'published_scores', 'merge_seeds',
+           'Column', 'percent', 'paper_table', 'as_text', 'as_markdown', 'as_html']
 
 # %% ../../nbs/7_reports/01_tables.ipynb #5b79ba04
 import json, re, zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -19,6 +20,7 @@ from pandas.io.formats.style import Styler
 
 from ..core import RunError, open_run, read_json
 from ..evaluation.metrics import seed_interval
+from ..methods.cmpc import CMPCConfig, ReleasedCMPCConfig
 
 # %% ../../nbs/7_reports/01_tables.ipynb #64801498
 RECORD = ('task', 'direction', 'stratum', 'candidates', 'metric', 'value', 'low', 'high', 'chance', 'ceiling',
@@ -34,6 +36,21 @@ def _seeds(config, path='') -> str:
     if not isinstance(config, dict): return ''
     found = [f'{path}{k}={v}' if k == 'seed' else _seeds(v, f'{path}{k}.') for k,v in config.items()]
     return ' '.join(filter(None, found))
+
+_WARMED = {'cmpc': CMPCConfig, 'cmpc-released': ReleasedCMPCConfig} # methods that begin as CID
+
+def warmup_only(
+    run:str|Path, # a run's folder
+) -> str: # e.g. '640 samples trained, prototypes begin after 2240'; '' for a run that became its method
+    "Whether CMPC's own warm-up outlasted the run, by its configuration or by `prototypes` of its history."
+    run = open_run(run)
+    config = read_json(run.config)
+    method, samples = config.get('method', {}), config.get('train', {}).get('samples')
+    if (kind := _WARMED.get(method.get('name'))) is None or not method.get('prototypes', True): return ''
+    warmup = method.get('warmup', kind.warmup)
+    history = pd.read_csv(run.history) if run.history.is_file() else pd.DataFrame()
+    never = 'prototypes' in history and len(history) and not history.prototypes.any()
+    return f'{samples} samples trained, prototypes begin after {warmup}' if samples is not None and samples <= warmup or never else ''
 
 def _about(run, kind) -> dict:
     "What decides a run's place in a table; scores on people it was trained on are another method's."
@@ -63,7 +80,7 @@ def run_table(
 def read_scores(
     runs:list[str|Path], # run folders with a metrics.json
     kind:str='metrics', # or lists: the scores on published lists, from lists.json
-) -> pd.DataFrame: # one row per run and score: run, method, seed, and the fields of a score
+) -> pd.DataFrame: # one row per run and score: run, method, seed, the fields of a score, and warmup (it never left its warm-up)
     "All scores of several runs as one tidy table."
     frames = []
     for r in run_table(runs, kind).itertuples():
@@ -72,18 +89,20 @@ def read_scores(
         scores = pd.DataFrame(m['scores']).reindex(columns=RECORD)
         other = scores.by.notna() & (scores.by != 'fused') # the same run, scored in other ways
         label = (r.method + ', ' + scores.by.astype(object).fillna('').astype(str)).where(other, r.method)
-        frames.append(scores.assign(run=r.run, method=label, seed=r.seed))
+        frames.append(scores.assign(run=r.run, method=label, seed=r.seed, warmup=bool(warmup_only(r.run))))
     numbers = ['value', 'low', 'high', 'chance', 'ceiling', 'same_video', 'candidates']
     return pd.concat(frames, ignore_index=True).astype(dict.fromkeys(numbers, float))
 
 def read_notes(
     runs:list[str|Path], # run folders
     kind:str='metrics', # or lists
-) -> list[str]: # what the evaluations had to say: missing strata, missing media
-    "The notes of all runs, each once, and a line if the runs were not scored by one protocol."
+) -> list[str]: # what the evaluations had to say: missing strata, missing media; runs that never left their warm-up
+    "The notes of all runs, each once, a line for each run that is CID in truth, and one if the runs were not scored by one protocol."
     read = [read_json(getattr(open_run(r), kind)) for r in runs]
     notes = list(dict.fromkeys(n for m in read for n in m.get('notes', [])))
     protocols = {json.dumps(m.get('protocol'), sort_keys=True) for m in read}
+    names = [read_json(open_run(r).config).get('name') or Path(r).name for r in runs]
+    notes += [f'{name} ({Path(r).name}): warm-up only, so this is CID: {why}' for name, r in zip(names, runs) if (why := warmup_only(r))]
     if len(protocols) > 1: notes.append(f'these runs were scored by {len(protocols)} different protocols (see metrics.json of each)')
     return notes
 
@@ -120,12 +139,13 @@ PRINTED = ' (printed)' # marks a row that a paper printed
 # %% ../../nbs/7_reports/01_tables.ipynb #1e578383
 def merge_seeds(
     scores:pd.DataFrame, # from `read_scores`
-) -> pd.DataFrame: # one row per method and score; column seeds = how many runs it stands for
+) -> pd.DataFrame: # one row per method and score; seeds = how many runs it stands for, warmup = the share of them that never left their warm-up
     "Runs that differ only in seeds become one row: mean and t interval; a single run keeps its own interval."
     def merge(g):
         if g.run.duplicated().any(): raise RunError(f'{g.run.iloc[0]}: metrics.json has several scores for {tuple(g[KEY].iloc[0])}; evaluate again')
         row = g.iloc[0].copy()
         row['seeds'] = len(g)
+        if 'warmup' in g: row['warmup'] = g.warmup.mean()
         if len(g) > 1:
             row[['value', 'low', 'high']] = np.clip(seed_interval(g.value), 0, 1)
             for k in ('chance', 'ceiling', 'same_video'): row[k] = g[k].mean()
@@ -184,17 +204,25 @@ def _reference(values:pd.Series, decimals:int) -> str:
     texts = list(dict.fromkeys(percent(v, decimals=decimals) for v in sorted(values.dropna())))
     return '–'.join([texts[0], texts[-1]][:len(texts)]) if texts else '–'
 
+def _row_label(method:str, seeds:float, warmup:float) -> str:
+    "'CMPC (3 seeds, warm-up only)'"
+    n = 1 if np.isnan(seeds) else int(seeds)
+    short = round(n*warmup) if warmup > 0 else 0
+    said = [f'{n} seeds']*(n > 1) + (['warm-up only' if short == n else f'warm-up only in {short}'] if short else [])
+    return f'{method} ({", ".join(said)})' if said else method
+
 REFERENCES = {'chance': 'chance', 'ceiling': 'ceiling', 'same_video': 'same-video positives'} # field of a score -> row label
 
 def paper_table(
     scores:pd.DataFrame, # from `read_scores` or `merge_seeds`
     layout:list[Column]=PAPERS, # or VERIFICATION, MATCHING, SUMMARY, RANKING, or your own
     keep_empty:bool=True, # keep columns that nobody has a score for
+    methods:Sequence[str]=(), # the first rows, in this order; a method without scores is a row of dashes
 ) -> pd.DataFrame: # texts: methods, then the reference rows; columns are (group, name)
     "The papers' table in percent, with intervals, chance, ceiling and same-video share."
     if 'seeds' not in scores: scores = merge_seeds(scores)
-    seeds = scores.groupby('method', sort=False).seeds.max()
-    labels = {m: m if n == 1 else f'{m} ({n} seeds)' for m,n in seeds.items()}
+    rows = scores.groupby('method', sort=False).agg(seeds=('seeds', 'max'), warmup=('warmup' if 'warmup' in scores else 'seeds', 'max')).reindex([*methods, *(m for m in dict.fromkeys(scores.method) if m not in methods)])
+    labels = {r.Index: _row_label(r.Index, r.seeds, r.warmup if 'warmup' in scores else 0.) for r in rows.itertuples()}
     columns = {}
     for c in layout:
         s = c.of(scores)
