@@ -31,7 +31,7 @@ def test_ablation(grid, tmp_path):
 
 
 def test_ablation_says_what_is_missing(grid, tmp_path):
-    with pytest.raises(RunError, match="has no variant 'CMCP'; it has: CID"): run_report('ablation_cmpc', tmp_path/'a', dict(grid=str(grid/'runs/g'), variants=['CMCP']), quiet=True)
+    with pytest.raises(RunError, match="g: no finished run of 'CMCP'; it has: CID"): run_report('ablation_cmpc', tmp_path/'a', dict(grid=str(grid/'runs/g'), variants=['CMCP']), quiet=True)
 
 
 def test_rho_histogram(grid, tmp_path):

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from checkout import ROOT
 from fake_run import make_grid, make_run
 from vfassoc.core import ConfigError, RunError, read_json, write_json
-from vfassoc.reports import plots, runner, tables
+from vfassoc.reports import plots, runner, tables, traces, tsne
 from vfassoc.reports.differences import paired_differences
 from vfassoc.reports.runner import declared, find_report, parse_parameters, run_report
 
@@ -340,3 +340,46 @@ def test_reports_say_that_a_run_never_left_its_warm_up(tmp_path):
         _, page = run_report(name, tmp_path/name, dict(asked, figures=tmp_path/'f'), code='hide', quiet=True)
         text = said(page)
         assert 'CMPC (warm-up only)' in text and '640 samples trained, prototypes begin after 2000' in text
+
+# ---- figures
+
+@pytest.mark.parametrize('voices', [True, False])
+def test_captions_under_examples_are_inside_the_picture(voices):
+    voice, face = np.zeros((64, 300)), np.zeros((60, 60, 3), np.uint8)
+    probe, items = (face, [voice]*5) if voices else (voice, [face]*5)
+    fig = plots.retrieval(probe, items, [True]*5, ['0.71 of a video']*5, 'title')
+    fig.draw_without_rendering()
+    box = fig.bbox
+    for ax in fig.axes[1:]:
+        text = ax.xaxis.label
+        at = text.get_window_extent()
+        assert '0.71 of a video' in text.get_text() and at.y0 >= box.y0 and at.y1 <= box.y1, 'cut off'
+
+def test_the_chance_line_lies_on_white_above_the_bars():
+    ax = plots.bars(['U'], {'m': np.array([[.8, .7, .9]])}, chance=np.array([.5]))
+    white, black = (c for c in ax.collections if c.get_segments() and c.get_segments()[0][0][1] == c.get_segments()[0][-1][1])
+    assert min(white.get_zorder(), black.get_zorder()) > max(p.get_zorder() for p in ax.patches) and white.get_zorder() < black.get_zorder()
+    assert white.get_linewidth()[0] > black.get_linewidth()[0] and tuple(white.get_color()[0][:3]) == (1, 1, 1)
+
+def test_the_legend_of_rho_stands_beside_the_marks():
+    ax = traces.rho_histogram(np.linspace(-1, 1, 50), ['none']*40 + ['noise']*10, 0., [-1., 0., 1.])
+    ax.figure.draw_without_rendering()
+    assert ax.get_legend().get_window_extent().x0 >= ax.get_window_extent().x1
+
+@pytest.mark.parametrize('epochs', [[2], [2, 3], [1, 2, 3, 4]])
+def test_epochs_are_whole_numbers(epochs):
+    ax = traces.epoch_lines(pd.DataFrame(dict(epoch=epochs, x=np.linspace(.4, .6, len(epochs)))), {'x': 'x'}, 'y', .5)
+    ax.axvline(epochs[0])
+    shown = [t for t in ax.get_xticks() if ax.get_xlim()[0] <= t <= ax.get_xlim()[1]]
+    assert shown and all(t == round(t) for t in shown) and set(shown) <= set(range(6)) and set(shown) & set(epochs)
+    curves = plots.training_curves({'m': pd.DataFrame(dict(epoch=epochs, valid_auc=[.5 + .001*e for e in epochs]))}).axes[0]
+    shown = [t for t in curves.get_xticks() if curves.get_xlim()[0] <= t <= curves.get_xlim()[1]]
+    assert all(t == round(t) for t in shown) and np.diff(curves.get_ylim())[0] >= 15, 'AUC 50.1 to 50.4 does not fill the axis'
+
+def test_twelve_people_have_twelve_marks():
+    picked = pd.DataFrame([dict(identity=f'id{i:02d}', gender='mf'[i % 2], modality=m) for i in range(12) for m in ('voice', 'face') for _ in range(3)])
+    ax = tsne.draw_map(np.random.default_rng(0).normal(size=(len(picked), 2)), picked)
+    look = {(tuple(c.get_paths()[0].vertices.ravel().round(3)), len(c.get_facecolor()) > 0) for c in ax.collections}
+    assert len(look) == 24, 'a shape for each person, filled for faces and open for voices'
+    two = np.array([[0, 0], [0, 1], [1, 0], [9, 9], [9, 8.]])
+    assert tsne.medoid(two).tolist() in two.tolist()

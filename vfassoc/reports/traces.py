@@ -22,7 +22,7 @@ from ..corpus.manifest import Manifest
 from ..corpus.synthetic import read_truth
 from ..evaluation.metrics import auc
 from ..recipes import Recipe, open_corpus
-from .plots import COLORS, GREY, INK, STYLES, canvas
+from .plots import COLORS, GREY, INK, STYLES, canvas, epoch_axis
 from ..training import load_tensors
 
 # %% ../../nbs/7_reports/04_traces.ipynb #1f03e1e3
@@ -143,7 +143,7 @@ def rho_histogram(
     for k, m in enumerate(marks): ax.annotate(f'({chr(97 + k)})', (m, 0), (m, top*(1.01 + .06*(k % 2))), ha='center', fontsize=8, arrowprops=dict(arrowstyle='-', color=GREY, lw=.7))
     ax.set(xlabel='ρ = v·f − mean prototype cosine', ylabel='training videos')
     ax.set_title(title, fontsize=10, pad=26 if len(marks) else 6)
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(1, 1)) # beside: the marks stand everywhere inside
     return ax
 
 def epoch_lines(
@@ -162,6 +162,6 @@ def epoch_lines(
         ax.fill_between(g.mean().index, g.min(), g.max(), color=COLORS[i % 7], alpha=.15, lw=0)
     if level is not None: ax.axhline(level, color=GREY, ls=':', lw=1, label='chance')
     ax.set(xlabel='epoch', ylabel=ylabel)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    epoch_axis(ax)
     ax.legend(fontsize=8, frameon=False)
     return ax
