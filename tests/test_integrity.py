@@ -3,13 +3,19 @@ import errno, json, os, shutil, subprocess
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vfassoc.cache import cache_features, make_features
 from vfassoc.core import ConfigError, CorpusError, RunError, RunFolder, Settings, VfassocError
 from vfassoc.corpus.features import load_features, save_features
+from vfassoc.corpus.manifest import load_manifest, save_manifest, scan
+from vfassoc.corpus.packed import open_media, load_pack, pack
+from vfassoc.corpus.synthetic import drawn_seed, draw_truth, read_truth, SynthConfig
 from vfassoc.encoders import ModelConfig, VoiceFaceModel
 from vfassoc.fusion import FusionConfig, FusionEncoder, score_all
 from vfassoc.integrity import new_array, old_array, reserve
@@ -305,3 +311,121 @@ def test_a_file_that_grows_is_put_back(tmp_path):
     (tmp_path/'x').write_bytes(b'abc')
     reserve(tmp_path/'x', 10_000)
     assert (tmp_path/'x').read_bytes() == b'abc' + bytes(9_997)
+
+
+# ---- packed corpora and manifests
+
+@pytest.fixture(scope='module')
+def tree(tmp_path_factory):
+    root, g = tmp_path_factory.mktemp('tree')/'tree', np.random.default_rng(0)
+    for who, name in (('id1', 'Ann'), ('id2', 'Bob')):
+        wav, face = root/'wav'/who/f'{who}v', root/'faces'/name/'1.6'/f'{who}v'
+        wav.mkdir(parents=True)
+        face.mkdir(parents=True)
+        soundfile.write(wav/'00001.wav', g.normal(size=16000*5)*.1, 16000, subtype='PCM_16') # 160 kB: three pieces
+        Image.fromarray(g.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(face/'0000001.png')
+    (root/'identity_splits.txt').write_text('id1 1\nid2 4\n')
+    (root/'vox1_meta.csv').write_text('VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\nid1\tAnn\tf\tUK\nid2\tBob\tm\tUK\n')
+    return scan(root, 0, quiet=True)
+
+
+@pytest.fixture
+def packed(tree, tmp_path): return pack(tree, tmp_path/'packed', workers=0, quiet=True)
+
+
+def media_of(root):
+    m = load_pack(root)
+    x = open_media(m, m.table)
+    return [x.sound(i).tolist() if k == 'voice' else x.face(i, 16).tolist() for i, k in enumerate(m.table.modality)], m.hash
+
+
+def test_a_changed_byte_in_a_shard_is_said_when_it_is_read(packed):
+    m = load_pack(packed)
+    voice = int(np.flatnonzero((m.table.modality == 'voice').to_numpy())[0])
+    flipped(packed/'voice-0000.bin', 150_000) # the third piece of the first clip
+    m = load_pack(packed) # opening reads no shard
+    x = open_media(m, m.table)
+    assert len(x.slice(voice, 'voice', 0, 1000)) == 1000 # a piece that is whole
+    with pytest.raises(CorpusError) as e: x.sound(voice)
+    one_line(e, packed/'voice-0000.bin', '131,072', m.table.path[voice])
+
+
+def test_an_inverted_shard_is_said(packed):
+    for name in ('voice-0000.bin', 'face-0000.bin'):
+        whole = (packed/name).read_bytes()
+        (packed/name).write_bytes(bytes(255 - b for b in whole))
+        with pytest.raises(CorpusError) as e: media_of(packed)
+        one_line(e, packed/name)
+        (packed/name).write_bytes(whole)
+
+
+@pytest.mark.parametrize('name, places', [('index.npz', 40), ('pack.json', 40), ('manifest.parquet', 40), ('face-0000.bin', 40)])
+def test_no_changed_byte_of_a_pack_passes(packed, name, places): assert fuzz(packed/name, lambda: media_of(packed), places) >= places - 2
+
+
+def test_a_pack_of_another_schema_is_refused_and_an_older_one_opens(packed):
+    now, about = media_of(packed), json.loads((packed/'pack.json').read_text())
+    (packed/'pack.json').write_text(json.dumps({**about, 'schema': 99}))
+    with pytest.raises(CorpusError) as e: load_pack(packed)
+    one_line(e, packed/'pack.json', 'schema 99')
+    earlier = {k: x for k, x in about.items() if k not in ('digest', 'xxh3_128', 'contents')} | {'schema': 1}
+    (packed/'pack.json').write_text(json.dumps(earlier))
+    with np.load(packed/'index.npz') as z: old = {k: z[k] for k in ('shard', 'offset', 'length', 'kind')}
+    np.savez(packed/'index.npz', **old)
+    assert media_of(packed) == now
+
+
+def test_no_changed_byte_of_a_manifest_passes(tree, tmp_path):
+    path = tmp_path/'m.parquet'
+    save_manifest(tree, path)
+    def read():
+        m = load_manifest(path)
+        return m.table.to_csv(), m.report, m.hash, m.root
+    assert fuzz(path, read, 150) > 75
+
+
+def test_a_manifest_without_a_column_or_a_digest(tree, tmp_path):
+    import pyarrow.parquet as pq
+    path = tmp_path/'m.parquet'
+    save_manifest(tree, path)
+    t = pq.read_table(path)
+    pq.write_table(t.drop_columns(['split']), path)
+    with pytest.raises(CorpusError) as e: load_manifest(path)
+    one_line(e, path, "'split'")
+    extra = {k: x for k, x in json.loads(t.schema.metadata[b'vfassoc']).items() if k not in ('digest', 'xxh3_128')}
+    pq.write_table(t.replace_schema_metadata({**t.schema.metadata, b'vfassoc': json.dumps(extra).encode()}), path)
+    pd.testing.assert_frame_equal(load_manifest(path).table, tree.table)
+
+
+# ---- small files of a run and of a corpus
+
+@pytest.mark.parametrize('damage', ['null', '[]', '3', '{"features": []}', '{'])
+def test_a_provenance_of_another_form_is_one_line(tmp_path, damage):
+    from vfassoc.recipes import same_features
+    (tmp_path/'provenance.json').write_text(damage)
+    with pytest.raises(RunError) as e: same_features(RunFolder(tmp_path), type('Source', (), dict(features=None)))
+    one_line(e, tmp_path/'provenance.json')
+    if damage == '{"features": []}': return
+    with pytest.raises(RunError) as e: RunFolder(tmp_path).stamp(seed=1)
+    one_line(e, tmp_path/'provenance.json')
+
+
+@pytest.mark.parametrize('damage', ['null', '[]', '3'])
+def test_a_synth_json_of_another_form_is_one_line(tmp_path, damage):
+    (tmp_path/'synth.json').write_text(damage)
+    with pytest.raises(VfassocError) as e: drawn_seed(tmp_path)
+    one_line(e, tmp_path/'synth.json')
+
+
+def test_a_truth_without_a_column_is_one_line(tmp_path):
+    truth = draw_truth(SynthConfig(identities=8, videos_per_identity=2))
+    truth.to_csv(tmp_path/'truth.csv', index=False)
+    assert len(read_truth(tmp_path)) == 16
+    for k in ('video', 'coupling', 'deviate', truth.columns[-1]):
+        truth.drop(columns=k).to_csv(tmp_path/'truth.csv', index=False)
+        if k not in ('video', 'coupling', 'deviate'): continue
+        with pytest.raises(CorpusError) as e: read_truth(tmp_path)
+        one_line(e, tmp_path/'truth.csv', k)
+    truth[:0].to_csv(tmp_path/'truth.csv', index=False)
+    with pytest.raises(CorpusError) as e: read_truth(tmp_path)
+    one_line(e, tmp_path/'truth.csv')

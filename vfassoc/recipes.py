@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from .core import (ConfigError, CorpusError, RunError, RunFolder, Settings, claims, from_dict, occupied, open_run, read_json, require, rng_for, seed_everything, to_dict,
+from .core import (ConfigError, CorpusError, RunError, RunFolder, Settings, claims, from_dict, occupied, open_run, read_json, read_table, require, rng_for, seed_everything, to_dict,
                           user_path, write_json)
 from .corpus.dataset import GlobalBatches
 from .corpus.manifest import Manifest, assert_disjoint, load_or_scan
@@ -246,7 +246,7 @@ def same_features(
     source:Source, # what it is to be fed with
 ):
     "`RunError` if a run learnt from other features than those that lie under the same name now."
-    old = read_json(run.provenance).get('features', {}).get('sha256') if run.provenance.exists() else None
+    old = read_table(run.provenance, features=dict).get('features', {}).get('sha256') if run.provenance.exists() else None
     if source.features and old and old != source.features.digest:
         raise RunError(f'{run.path}: learnt from other features than {source.features.path} holds now; bring the old file back, or delete this run')
 
@@ -324,7 +324,10 @@ def load_model(
     "The model of a run; `RunError` if the checkpoint is missing or does not fit the recipe."
     run = open_run(path)
     recipe = from_dict(Recipe, read_json(run.config), str(run.config))
-    tensors, about = load_tensors(run.checkpoints/'best.safetensors')
+    tensors, about = load_tensors(best := run.checkpoints/'best.safetensors')
+    for k,t in (('identities', list), ('epoch', int), ('corpus_hash', str)):
+        if not isinstance(about.get(k), t): raise RunError(f'{best}: its header says {k} = {str(about.get(k))[:40]!r}, which is not of type {t.__name__}; delete it and train again')
+    if not all(isinstance(i, str) for i in about['identities']): raise RunError(f'{best}: its header names identities that are not texts; delete it and train again')
     model = VoiceFaceModel(replace(recipe.model, voice_weights='', face_weights=''))
     _fill(run, model, {k: t for k,t in tensors.items() if not k.startswith('fusion.')})
     return model.to(device).eval(), recipe, about

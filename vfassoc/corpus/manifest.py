@@ -15,10 +15,13 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 from joblib import Parallel, delayed
 
 from ..core import CorpusError, atomic_path, claim, progress, require
+from ..integrity import seal, unseal
 from .audio import probe_audio
 from .face import UNCROPPED, probe_face
 from .tree import FORM, MEDIA, SPLITS, TOPS, Listing, few, hints, list_media, nfc, read_metadata, read_splits, readable
@@ -254,30 +257,52 @@ def summary(
                         index=pd.Index(there, name='split'))
 
 # %% ../../nbs/1_corpus/01b_manifest.ipynb #d99309d2
+_COLUMNS = 'path modality identity name video gender nationality age split duration frame'.split()
+
+def _running(t:pa.Table):
+    "The running digest of a table's columns: names, which values are missing, texts with their lengths, numbers."
+    h = xxhash.xxh3_128()
+    for name in t.column_names:
+        x = pa.concat_arrays(t[name].chunks) if t[name].num_chunks else pa.array([], t[name].type)
+        text = pa.types.is_string(x.type) or pa.types.is_large_string(x.type)
+        h.update(f'{name}\0{"text" if text else x.type}\0{len(x)}\0'.encode())
+        h.update(np.ascontiguousarray(x.is_null().to_numpy(zero_copy_only=False)).data)
+        if text:
+            x = pc.fill_null(x.cast(pa.large_string()), '')
+            h.update(np.ascontiguousarray(pc.binary_length(x).to_numpy(zero_copy_only=False)).data)
+            at = np.frombuffer(x.buffers()[1], np.int64)[x.offset:x.offset + len(x) + 1] if len(x) else [0]
+            if at[-1] > at[0]: h.update(memoryview(x.buffers()[2])[at[0]:at[-1]])
+        else: h.update(np.ascontiguousarray(x.to_numpy(zero_copy_only=False)).data)
+    return h
+
 def save_manifest(
     m:Manifest, # what `scan` found
     path:str|Path, # a .parquet file
 ):
-    "Write table, report and hash into one Parquet file, atomically."
+    "Write table, report, hash and a digest of all three into one Parquet file, atomically."
     t = pa.Table.from_pandas(m.table, preserve_index=False)
     extra = {'root': str(m.root), 'hash': m.hash, 'report': m.report}
-    t = t.replace_schema_metadata({**t.schema.metadata, b'vfassoc': json.dumps(extra).encode()})
+    t = t.replace_schema_metadata({**t.schema.metadata, b'vfassoc': json.dumps(seal(extra, _running(t))).encode()})
     with atomic_path(path) as tmp: pq.write_table(t, tmp, compression='zstd')
 
 def load_manifest(
     path:str|Path, # a file written by `save_manifest`
     root:str|Path|None=None, # where the corpus is now; None: where it was
 ) -> Manifest:
-    "Read a manifest. Raises `CorpusError` if the file is missing or is none."
+    "Read a manifest and compare its digest, if it has one. Raises `CorpusError` if the file is missing, damaged or none."
+    todo = 'delete it and run `vfassoc prepare` again (a packed corpus: copy it again, or pack it again)'
     try:
         t = pq.read_table(path)
         extra = json.loads(t.schema.metadata[b'vfassoc'])
+        if gone := [k for k in _COLUMNS if k not in t.column_names]: raise CorpusError(f'{path}: a manifest without the column {gone[0]!r}; {todo}')
+        extra = unseal(extra, _running(t), str(path), todo, CorpusError)
+        if not isinstance(extra['report'], dict) or not isinstance(extra['hash'], str): raise TypeError('report or hash')
         root = Path(root or extra['root']).expanduser().absolute()
         return Manifest(root, t.to_pandas(), extra['report'], extra['hash'])
     except FileNotFoundError: raise CorpusError(f'{path}: no such manifest; run `vfassoc prepare`') from None
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as e:
-        why = type(e).__name__
-        raise CorpusError(f'{path}: not a manifest ({why}); delete it and run `vfassoc prepare` again') from None
+    except CorpusError: raise
+    except Exception as e: # pyarrow and json raise some ten kinds on bytes that have changed
+        raise CorpusError(f'{path}: not a manifest ({type(e).__name__}); {todo}') from None
 
 def load_or_scan(
     root:str|Path, # a corpus in the VoxCeleb1 tree

@@ -22,7 +22,7 @@ import soundfile
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from ..core import (CorpusError, RunError, atomic_path, claim, from_dict, occupied, progress, read_json, require, rng_for,
+from ..core import (CorpusError, RunError, atomic_path, claim, from_dict, occupied, progress, read_json, read_table, require, rng_for,
                           write_json)
 from .facebox import render
 from .planted import FACTORS, NATIONS, SEXES, Oracle, Planted, years
@@ -180,7 +180,7 @@ def _finished(root, cfg):
     want = dict(generator=GENERATOR, **asdict(cfg))
     for path in (root/'synth.json', root/UNFINISHED/'synth.json'):
         if not path.is_file(): continue
-        have = read_json(path)
+        have = read_table(path)
         other = [k for k in {**want, **have} if have.get(k) != want.get(k)]
         if other:
             key = other[0]
@@ -227,7 +227,7 @@ def drawn_seed(
     root:str|Path, # any corpus
 ) -> int|None: # None: it was not drawn
     "The seed of a drawn corpus: its people bear the same names in every drawn corpus, and are the same people where the seed is."
-    return read_json(Path(root)/'synth.json').get('seed') if (Path(root)/'synth.json').is_file() else None
+    return read_table(Path(root)/'synth.json').get('seed') if (Path(root)/'synth.json').is_file() else None
 
 def write_corpus(
     root:str|Path, # the folder; it is created
@@ -261,7 +261,7 @@ def read_config(
     path = Path(root)/'synth.json'
     if not path.is_file():
         raise CorpusError(f'{root}: no finished synthetic corpus (no synth.json); write it with `vfassoc synth`')
-    return from_dict(SynthConfig, {k: v for k,v in read_json(path).items() if k != 'generator'}, str(path))
+    return from_dict(SynthConfig, {k: v for k,v in read_table(path).items() if k != 'generator'}, str(path))
 
 def read_truth(
     root:str|Path, # a synthetic corpus
@@ -272,6 +272,9 @@ def read_truth(
     words = ('identity', 'name', 'video', 'gender', 'nationality', 'split', 'deviate', 'heard')
     try:
         t = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if gone := [k for k in (*words, 'coupling', 'session', *VOICE_COLUMNS, *FACE_COLUMNS) if k not in t]:
+            raise CorpusError(f'{path}: has no column {gone[0]!r}; write the corpus again')
+        if not len(t) or t['video'].duplicated().any(): raise CorpusError(f'{path}: {len(t)} rows, {t["video"].nunique()} videos; write the corpus again')
         return t.astype({k: float for k in t if k not in words})
     except (ValueError, UnicodeDecodeError) as e:
         why = ' '.join(str(e).split())

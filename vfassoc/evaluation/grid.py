@@ -18,7 +18,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 from ..cache import make_features
-from ..core import ConfigError, RunError, RunFolder, Settings, Terminated, VfassocError, claims, from_dict, occupied, progress, read_json, require, temporary, to_dict, write_json
+from ..core import ConfigError, RunError, RunFolder, Settings, Terminated, VfassocError, claims, from_dict, occupied, progress, read_json, read_table, require, temporary, to_dict, write_json
 from ..corpus.features import load_features
 from ..corpus.synthetic import SynthConfig, write_corpus
 from .protocols import ProtocolConfig
@@ -144,7 +144,7 @@ def is_finished(
     "Is this cell trained to its end, by this recipe, and scored by this protocol?"
     run = RunFolder(cell.path)
     if not (run.metrics.is_file() and run.provenance.is_file() and run.config.is_file()): return False
-    stamp, recipe = read_json(run.provenance), from_dict(Recipe, read_json(run.config), str(run.config))
+    stamp, recipe = read_table(run.provenance, features=dict, evaluated=dict), from_dict(Recipe, read_json(run.config), str(run.config))
     if recipe.start and stamp.get('start_sha256') != weights_hash(recipe.start): return False # the run it started from is another now
     if name := recipe.data.features:
         path = features_path(name, settings)
@@ -199,7 +199,7 @@ def run_cell(
 
 def _train_and_score(cell:Cell, protocol:dict, settings:Settings, threads:int) -> tuple[str, int]: # how it ended; the signal, if one stopped it
     if is_finished(cell, protocol, settings): return 'finished before', 0
-    if cell.recipe.start and (cell.path/'provenance.json').is_file() and read_json(cell.path/'provenance.json').get('start_sha256') != weights_hash(cell.recipe.start):
+    if cell.recipe.start and (cell.path/'provenance.json').is_file() and read_table(cell.path/'provenance.json').get('start_sha256') != weights_hash(cell.recipe.start):
         raise RunError(f'{cell.path}: was started from weights that {cell.recipe.start} no longer has; delete this folder to train it again')
     if threads: torch.set_num_threads(threads)
     for s in (AcceleratorState, PartialState): s._reset_state() # cells of one process may differ in precision

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import ConfigError, CorpusError, RunError, Settings, claims, from_dict, open_run, progress, read_json, require, to_dict
+from ..core import ConfigError, CorpusError, RunError, Settings, claims, from_dict, open_run, progress, read_json, read_table, require, to_dict
 from ..corpus.manifest import LONG, Manifest
 from ..corpus.synthetic import GENERATOR, read_truth
 from ..corpus.tree import SPLITS
@@ -48,7 +48,7 @@ def ceiling(
 ) -> OracleScorer|None: # None where there is no truth.csv
     "The oracle of a synthetic corpus: it scores by the latents that made the media."
     if not (manifest.root/'truth.csv').is_file(): return None
-    drawn = read_json(manifest.root/'synth.json').get('generator')
+    drawn = read_table(manifest.root/'synth.json').get('generator')
     if drawn != GENERATOR:
         raise CorpusError(f'{manifest.root}: drawn by generator {drawn}, whose oracle is gone (this one is {GENERATOR}); '
                           'delete the folder and draw it again with `vfassoc synth`')

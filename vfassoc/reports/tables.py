@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from ..core import RunError, open_run, read_json
+from ..core import RunError, open_run, read_json, read_table
 from ..evaluation.metrics import seed_interval
 from ..methods.cmpc import CMPCConfig, ReleasedCMPCConfig
 
@@ -54,8 +54,8 @@ def warmup_only(
 
 def _about(run, kind) -> dict:
     "What decides a run's place in a table; scores on people it was trained on are another method's."
-    config, stamp = read_json(run.config), read_json(run.provenance) if run.provenance.exists() else {}
-    seen = kind == 'metrics' and read_json(run.metrics).get('protocol', {}).get('protocol') == 'seen'
+    config, stamp = read_table(run.config), read_table(run.provenance, evaluated=dict, listed=dict) if run.provenance.exists() else {}
+    seen = kind == 'metrics' and read_table(run.metrics, protocol=dict).get('protocol', {}).get('protocol') == 'seen'
     return dict(run=run.path, name=str(config.get('name') or run.path.name) + ', seen-heard'*seen, seed=_seeds(config),
                 recipe=json.dumps([_without_seeds(config), seen]), corpus=stamp.get({'metrics': 'evaluated', 'lists': 'listed'}[kind], stamp).get('corpus_hash'))
 
@@ -84,7 +84,7 @@ def read_scores(
     "All scores of several runs as one tidy table."
     frames = []
     for r in run_table(runs, kind).itertuples():
-        m = read_json(getattr(open_run(r.run), kind))
+        m = read_table(getattr(open_run(r.run), kind))
         if m.get('schema') != 1: raise RunError(f'{r.run}: {kind}.json has schema {m.get("schema")!r}, expected 1; evaluate the run again')
         scores = pd.DataFrame(m['scores']).reindex(columns=RECORD)
         other = scores.by.notna() & (scores.by != 'fused') # the same run, scored in other ways

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from ..clustering import kmeans, mutual_information, purity
-from ..core import RunError, Settings, from_dict, open_run, read_json, rng_for
+from ..core import RunError, Settings, from_dict, open_run, read_json, read_table, rng_for
 from ..corpus.manifest import Manifest
 from ..corpus.synthetic import read_truth
 from ..evaluation.metrics import auc
@@ -40,7 +40,7 @@ def training_videos(
 ) -> tuple[pd.DataFrame, Manifest]: # a row per training video, in the order of the traces: identity, video, voices, faces, and deviate if planted
     "Who the rows of a trace are; `RunError` if the corpus has changed since."
     recipe = from_dict(Recipe, read_json(open_run(run).config), str(run))
-    m, stamp = open_corpus(recipe.corpus, settings), read_json(open_run(run).provenance)
+    m, stamp = open_corpus(recipe.corpus, settings), read_table(open_run(run).provenance)
     if stamp.get('corpus_hash') != m.hash: raise RunError(f'{run}: was trained on another state of {m.root}; train it again, or bring the old corpus back')
     t = m.videos('train')
     if (m.root/'truth.csv').is_file():
