@@ -45,7 +45,7 @@ def test_main_job_by_command(settings, capsys):
     assert set(scores.task) == {'verification', 'matching', 'retrieval'} and scores.value.between(0, 1).all()
     again, _, err = call(capsys, 'train', 'demo', '--corpus', 'mine', '--run', 'first', *TINY, '--set', 'train.lr=0.002')
     assert again == 2
-    one_line(err, 'train.lr', 'choose another run folder')
+    one_line(err, 'first', 'train.lr', '0.002')
 
 
 def test_a_split_with_one_identity_and_an_old_generator(settings, capsys):
