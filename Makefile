@@ -1,6 +1,6 @@
 # make demo   the main job, end to end, on a corpus it draws itself
 # make test   every notebook and every test
-# make mutants  do the tests notice? the library with one line made wrong, again and again (ONLY=PATTERN: some of them)
+# make mutants  a test of the tests: the library with one line made wrong at a time (ONLY=PATTERN: some of them)
 # make book   the book as a site, in _docs/html
 # make lab    JupyterLab on the book
 # make setup  only the environment (demo, test and lab do it when it is missing)
