@@ -8,7 +8,7 @@ import soundfile
 from PIL import Image
 
 from test_corpus_bad_input import face, noise, one_line, relative, root, scan, voice  # noqa: F401 (a fixture)
-from vfassoc.core import CorpusError
+from vfassoc.core import CorpusError, VfassocError
 from vfassoc.corpus.audio import probe_audio, read_audio
 from vfassoc.corpus.face import UNCROPPED, probe_face
 from vfassoc.corpus.manifest import findings, load_or_scan
@@ -144,5 +144,5 @@ def test_a_file_that_may_not_be_read_is_left_out(reachable, closed, reason):
 def test_a_cache_that_may_not_be_written(reachable):
     cache = reachable.parent/'cache'
     cache.mkdir(mode=0o555)
-    with stranger(), pytest.raises(CorpusError) as e: load_or_scan(reachable, cache, quiet=True)
+    with stranger(), pytest.raises(VfassocError) as e: load_or_scan(reachable, cache, quiet=True)
     assert str(cache) in one_line(e) and not list(cache.iterdir())

@@ -227,7 +227,7 @@ def _claim(run:RunFolder, recipe:Recipe):
     a, b = flat(old), flat(mine)
     if diff := [k for k in b if a.get(k) != b[k]]:
         raise RunError(f'{run.path}: holds a run with {diff[0]} = {a.get(diff[0])!r}, asked for {b[diff[0]]!r}; '
-                       'give the new run a name of its own (--run NAME), or delete this one')
+                       'choose another run folder (--run NAME), or delete this one')
     return mine
 
 def asked_recipe(
