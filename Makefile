@@ -1,5 +1,6 @@
 # make demo   the main job, end to end, on a corpus it draws itself
 # make test   every notebook and every test
+# make test-portable  the numeric tests with the kernels of other processors (ONLY=Haswell/avx2/1,Prescott: some of them)
 # make mutants  a test of the tests: the library with one line made wrong at a time (ONLY=PATTERN: some of them)
 # make book   the book as a site, in _docs/html
 # make lab    JupyterLab on the book
@@ -11,7 +12,7 @@ BIN  := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test mutants book lab clean-nbs lock
+.PHONY: help setup demo test test-portable mutants book lab clean-nbs lock
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -41,6 +42,9 @@ mutants: setup
 
 book: setup
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python book/build.py
+
+test-portable: setup
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/portable.py --only "$(ONLY)"
 
 lab: setup
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/jupyter lab --notebook-dir=nbs

@@ -3,6 +3,8 @@
 Batch 128, 512 dimensions, 21,063 videos, K = 500, 1000, 1500. The encoder's step: two ResNet-34 on 64 x 500 log-mels (from 5 s of sound) and 224 x 224
 faces, forward and backward. The method's step: from embeddings to the gradient at the embeddings, memories and rho written. Contenders take turns in one
 run: CID, CMPC without and with recalibration; ratios are to the encoder's step (aim: CMPC adds at most 5 %). Also: one re-clustering, spread over an epoch's steps.
+"CMPC, looking" is the same method with writers that look at every batch (`unique`, boolean masks, `if bad.any()`): on a GPU each look waits for all that was asked
+before. `--no-encoder` leaves the encoder's step out, and the ratios with it.
 """
 import argparse, os, statistics, time
 
@@ -13,6 +15,7 @@ parser.add_argument('--steps', type=int, default=20, help="of each method")
 parser.add_argument('--encoder-steps', type=int, default=2)
 parser.add_argument('--precision', choices=('no', 'bf16'), default='no')
 parser.add_argument('--compile', action='store_true', help='torch.compile the towers')
+parser.add_argument('--no-encoder', action='store_true', help='only the methods')
 parser.add_argument('--quick', action='store_true', help='small towers, 2,000 videos, K = 50, 100: to see that it runs')
 args = parser.parse_args()
 os.environ.update(OMP_NUM_THREADS=str(args.threads), OMP_WAIT_POLICY='PASSIVE')
@@ -21,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from vfassoc.encoders import ModelConfig, VoiceFaceModel
+from vfassoc.memory import Memory, RhoBuffer
 from vfassoc.methods.catalog import build_method
 from vfassoc.training import reduce_rows
 
@@ -32,6 +36,41 @@ model = VoiceFaceModel(ModelConfig('small', 128, 'none') if args.quick else Mode
 d = model.cfg.dim
 if args.compile: model.voice, model.face = torch.compile(model.voice), torch.compile(model.face)
 sync = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+
+
+class Looking:
+    "Writers as one would write them first: what is wrong is seen at once, and each row is written once."
+    def arrive(self, values, idx, unknown=False):
+        values, idx = values.detach().float(), idx.detach()
+        if unknown: values, idx = values[~values.isnan()], idx[~values.isnan()]
+        if len(idx) == 0: return values, idx
+        if idx.min() < 0 or idx.max() >= len(self.seen): raise ValueError('row')
+        bad = ~values.isfinite().flatten(1).all(1) if values.ndim > 1 else ~values.isfinite()
+        if bad.any(): raise ValueError('not finite')
+        order = torch.arange(len(idx), device=idx.device)
+        rows, back = idx.unique(return_inverse=True)
+        return values[torch.zeros_like(rows).scatter_reduce_(0, back, order, 'amax', include_self=False)], rows
+
+
+class LookingMemory(Looking, Memory):
+    @torch.no_grad()
+    def update(self, z, idx):
+        z, idx = self.arrive(z, idx)
+        self.rows[idx] = torch.where(self.seen[idx, None], self.momentum*self.rows[idx] + (1 - self.momentum)*z, z)
+        self.seen[idx] = True
+
+
+class LookingRho(Looking, RhoBuffer):
+    @torch.no_grad()
+    def update(self, rho, idx):
+        rho, idx = self.arrive(rho, idx, unknown=True)
+        self.values[idx] = rho
+        self.seen[idx] = True
+
+    def mean_std(self):
+        if not self.seen.any(): raise ValueError('none')
+        x = self.values[self.seen].double()
+        return x.mean().float(), x.std(correction=0).float()
 
 
 def timed(f, n):
@@ -58,10 +97,13 @@ people = F.normalize(torch.randn(N//17, d), dim=1)
 who = torch.randint(0, len(people), (N,))
 memory = {m: F.normalize(people[who] + .6*torch.randn(N, d)/d**.5, dim=1).to(device) for m in ('voice', 'face')}
 base = dict(name='cmpc', tau=.03, ks=list(KS), warmup=0)
-methods = {'CID': {'name': 'cid'}, 'CMPC, prototypes only': {**base, 'recalibration': False}, 'CMPC': base}
+methods = {'CID': {'name': 'cid'}, 'CMPC, prototypes only': {**base, 'recalibration': False}, 'CMPC': base, 'CMPC, looking': base}
 built, clustering = {}, {}
 for name, m in methods.items():
     built[name] = method = build_method(m, model, N).to(device)
+    if 'looking' in name:
+        for store in method.memory.values(): store.__class__ = LookingMemory
+        method.rho.__class__ = method.cosine.__class__ = LookingRho
     if 'CMPC' in name:
         for k in memory: method.memory[k].update(memory[k], torch.arange(N, device=device))
         clustering[name] = timed(lambda: method.start_epoch(0), 1)[0], timed(lambda: method.start_epoch(1), 1)[0]
@@ -79,15 +121,15 @@ for m in built.values(): timed(lambda: method_step(m), 3)
 took = {name: [] for name in built}
 for _ in range(args.steps):
     for name, m in built.items(): took[name] += timed(lambda: method_step(m), 1)
-timed(encoder_step, 1 if device.type == 'cpu' else 10)
-encoder = statistics.median(timed(encoder_step, args.encoder_steps))
+if not args.no_encoder: timed(encoder_step, 1 if device.type == 'cpu' else 10)
+encoder = None if args.no_encoder else statistics.median(timed(encoder_step, args.encoder_steps))
 steps = N//B
 print(f'{device}, {args.threads} threads, batch {B}, {d} dimensions, {N:,} videos, K = {KS}, precision {args.precision}, compiled {args.compile}, load {os.getloadavg()[0]:.1f}')
-print(f'encoder step: {1000*encoder:.1f} ms, {B/encoder:.1f} pairs/s')
+if encoder: print(f'encoder step: {1000*encoder:.1f} ms, {B/encoder:.1f} pairs/s')
 for name, t in took.items():
     ms = 1000*statistics.median(t)
-    print(f'{name:<24}{ms:8.2f} ms a step (lowest {1000*min(t):.2f}), {ms/10/encoder:.3f} % of the encoder step')
+    print(f'{name:<24}{ms:8.2f} ms a step (lowest {1000*min(t):.2f})' + (f', {ms/10/encoder:.3f} % of the encoder step' if encoder else ''))
 extra = statistics.median(took['CMPC']) - statistics.median(took['CID'])
-print(f'CMPC adds {100*extra/encoder:.3f} % to the encoder step beside CID')
+if encoder: print(f'CMPC adds {100*extra/encoder:.3f} % to the encoder step beside CID')
 cold, warm = clustering['CMPC']
-print(f're-clustering both memories: first {cold:.2f} s, next {warm:.2f} s; over {steps} steps of an epoch {100*warm/steps/encoder:.3f} % of an encoder step each')
+print(f're-clustering both memories: first {cold:.2f} s, next {warm:.2f} s' + (f'; over {steps} steps of an epoch {100*warm/steps/encoder:.3f} % of an encoder step each' if encoder else ''))
