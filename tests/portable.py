@@ -78,7 +78,7 @@ def run(variant, extra:list[str]) -> Outcome:
     if seen['torch'].lower() != variant[1] or seen['threads'] != int(variant[2]):
         return Outcome('FAILED', kernels, 'torch does not use what it was told to', time.monotonic() - start)
     with tempfile.TemporaryDirectory(prefix='portable-') as tmp:
-        command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--basetemp', f'{tmp}/base', *FILES, *extra]
+        command = [sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '--basetemp', f'{tmp}/base', *FILES, *extra]
         done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     if done.returncode: print('\n'.join(f"  {'/'.join(variant)}: {line}" for line in lines if line.startswith(('FAILED', 'ERROR'))) or done.stdout[-2000:] + done.stderr[-2000:], flush=True)
