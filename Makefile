@@ -4,6 +4,7 @@
 # make mutants  a test of the tests: the library with one line made wrong at a time (ONLY=PATTERN: some of them)
 # make book   the book as a site, in _docs/html
 # make lab    JupyterLab on the book
+# make index  the map of the book and the links from chapter to chapter, after a chapter was added or moved
 # make setup  only the environment (demo, test and lab do it when it is missing)
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -12,7 +13,7 @@ BIN  := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-portable mutants book lab clean-nbs lock
+.PHONY: help setup demo index test test-portable mutants book lab clean-nbs lock
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -47,7 +48,10 @@ test-portable: setup
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/portable.py --only "$(ONLY)"
 
 lab: setup
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/jupyter lab --notebook-dir=nbs
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/jupyter lab --notebook-dir=nbs --LabApp.default_url=/lab/tree/index.ipynb $$([ "$$(id -u)" = 0 ] && echo --allow-root)
+
+index: setup
+	@$(BIN)/python tests/book_map.py
 
 lock:
 	uv pip compile pyproject.toml --extra dev -c pins.txt --universal --python-version 3.11 -o requirements.lock

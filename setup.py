@@ -1,4 +1,4 @@
-"""The one thing pyproject.toml cannot say: a wheel carries the reports of nbs/reports as vfassoc/reports/notebooks.
+"""The one thing pyproject.toml cannot say: a wheel carries the reports of nbs/reports as vfassoc/experiments/notebooks.
 
 nbs/reports stays the only source. A clone, also an editable install of it, reads the reports from there."""
 import shutil
@@ -16,7 +16,7 @@ class build_py_with_reports(build_py):
     def run(self):
         super().run()
         if self.editable_mode: return
-        target = Path(self.build_lib, 'vfassoc', 'reports', 'notebooks')
+        target = Path(self.build_lib, 'vfassoc', 'experiments', 'notebooks')
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for report in self.reports(): shutil.copy2(report, target/report.name)

@@ -23,10 +23,10 @@ os.environ.update(OMP_NUM_THREADS=str(args.threads), OMP_WAIT_POLICY='PASSIVE')
 import torch
 import torch.nn.functional as F
 
-from vfassoc.encoders import ModelConfig, VoiceFaceModel
-from vfassoc.memory import Memory, RhoBuffer
-from vfassoc.methods.catalog import build_method
-from vfassoc.training import reduce_rows
+from vfassoc.clustering.memory import Memory, RhoBuffer
+from vfassoc.methods.registry import build_method
+from vfassoc.models.two_tower import ModelConfig, VoiceFaceModel
+from vfassoc.training.loop import reduce_rows
 
 device = torch.device(args.device)
 if device.type == 'cpu': torch.set_num_threads(args.threads)

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score
 
-from vfassoc.evaluation.metrics import (accuracy, auc, bootstrap, interval, linear_statistic, matching_effect, pair_statistic, rank_gallery,
-                                        ranking_effect)
-from vfassoc.evaluation.protocols import CosineScorer, Embeddings, ProtocolConfig, evaluate
+from vfassoc.evaluation.intervals import (bootstrap, interval, linear_statistic, matching_effect, pair_statistic,
+                                          ranking_effect)
+from vfassoc.evaluation.metrics import accuracy, auc, rank_gallery
+from vfassoc.evaluation.protocol import ProtocolConfig, evaluate
+from vfassoc.evaluation.scorers import CosineScorer, Embeddings
 from vfassoc.evaluation.trials import Retrieval, matching, retrieval, verification
 
 def corpus(media, people=250, seed=0):

@@ -18,7 +18,8 @@ os.environ.update(OMP_NUM_THREADS=str(args.threads), OMP_WAIT_POLICY='PASSIVE')
 import torch
 import torch.nn.functional as F
 
-from vfassoc.fusion import FusionConfig, FusionEncoder, score_all
+from vfassoc.models.all_pairs import score_all
+from vfassoc.models.fusion import FusionConfig, FusionEncoder
 
 torch.manual_seed(0)
 device = torch.device(args.device)

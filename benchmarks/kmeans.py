@@ -1,7 +1,7 @@
 """k-means, all contenders in one run: python benchmarks/kmeans.py [--quick] [--threads 2] [--repeats 5] [--device cuda]
 
 From the same start (random rows), the same number of centroid updates, the Euclidean metric on unit rows (then everybody
-minimises the same inertia): seconds per update, inertia afterwards, and the ratio to `vfassoc.clustering`'s default. Contenders take
+minimises the same inertia): seconds per update, inertia afterwards, and the ratio to `vfassoc.clustering.kmeans`'s default. Contenders take
 turns, in an order that changes with every repeat; a ratio is the median over repeats of ratios within one repeat, so that what else the machine
 does falls on all alike. Then: warm start against cold, and KeOps against dense by dimension (--dims). On a GPU: the dense backend in
 bfloat16, TF32 and float32, KeOps, and naive blocks (faiss-cpu and scikit-learn stay on the CPU and are left out).
@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
 
-from vfassoc.clustering import _keops_works, _matrix_units, kmeans, recluster
+from vfassoc.clustering.kmeans import _keops_works, _matrix_units, kmeans, recluster
 from vfassoc.core import rng_for
 
 warnings.simplefilter('ignore')

@@ -13,8 +13,8 @@ import soundfile
 from PIL import Image
 
 from vfassoc.core import progress
+from vfassoc.corpus.layout import list_media
 from vfassoc.corpus.manifest import load_or_scan, scan, summary
-from vfassoc.corpus.tree import list_media
 
 
 def write_tree(root:Path, people:int, videos:int, clips:int, frames:int):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vfassoc.corpus.facebox import render
-from vfassoc.corpus.planted import Oracle, Planted
-from vfassoc.corpus.synthetic import FACE_COLUMNS, VOICE_COLUMNS, SynthConfig, draw_truth, write_corpus
-from vfassoc.corpus.sitter import draw_pose, draw_scene, face_of
-from vfassoc.corpus.voicebox import draw_room, record, speak, voice_of
+from vfassoc.synthetic.corpus import FACE_COLUMNS, VOICE_COLUMNS, SynthConfig, draw_truth, write_corpus
+from vfassoc.synthetic.face import draw_pose, draw_scene, face_of
+from vfassoc.synthetic.population import Oracle, Planted
+from vfassoc.synthetic.render import render
+from vfassoc.synthetic.voice import draw_room, record, speak, voice_of
 
 def cpu(): return sum(sum(resource.getrusage(w)[:2]) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-import vfassoc.evaluation.protocols as protocols
-from vfassoc.corpus.tree import read_metadata
-from vfassoc.corpus.voxceleb import read_index
-from vfassoc.evaluation.listed import baseline_vectors, listed_media
-from vfassoc.evaluation.lists import read_lists
-from vfassoc.evaluation.protocols import CosineScorer, Embeddings, ProtocolConfig
+import vfassoc.evaluation.protocol as protocols
+from vfassoc.corpus.layout import read_metadata
+from vfassoc.corpus.voxceleb1 import read_index
+from vfassoc.evaluation.protocol import ProtocolConfig
 from vfassoc.evaluation.published import evaluate_lists, resolve_lists
+from vfassoc.evaluation.run_published import baseline_vectors, listed_media
+from vfassoc.evaluation.scorers import CosineScorer, Embeddings
+from vfassoc.evaluation.trial_files import read_lists
 
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6
 

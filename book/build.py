@@ -125,7 +125,7 @@ class Stage:
 
     def executed(self, file:Path, runs:Path) -> str:
         "A report, run on the demo's runs, as a notebook of the site."
-        from vfassoc.reports.runner import declared, run_report
+        from vfassoc.experiments.runner import declared, run_report
         out = self.folder/'_executed'/file.stem
         given = {'runs': [str(runs/r) for r in DEMO_RUNS]}
         if 'figures' in declared(file): given['figures'] = str(out)

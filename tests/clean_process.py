@@ -5,7 +5,7 @@ spares the seconds in which torch is imported. It can be killed as any other."""
 import contextlib, multiprocessing, os, socket, sys
 
 CONTEXT = multiprocessing.get_context('forkserver')
-CONTEXT.set_forkserver_preload(['pandas', 'pytest', 'torch', 'vfassoc.encoders', 'vfassoc.methods.catalog', 'vfassoc.training'])
+CONTEXT.set_forkserver_preload(['pandas', 'pytest', 'torch', 'vfassoc.models.two_tower', 'vfassoc.methods.registry', 'vfassoc.training.loop'])
 
 
 def _enter(function, args, env, said):

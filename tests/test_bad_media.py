@@ -10,9 +10,9 @@ from PIL import Image
 from test_corpus_bad_input import face, noise, one_line, relative, root, scan, voice  # noqa: F401 (a fixture)
 from vfassoc.core import CorpusError, VfassocError
 from vfassoc.corpus.audio import probe_audio, read_audio
-from vfassoc.corpus.face import UNCROPPED, probe_face
+from vfassoc.corpus.faces import UNCROPPED, probe_face
 from vfassoc.corpus.manifest import findings, load_or_scan
-from vfassoc.corpus.tree import CONVERT, MEDIA, conversion, hints
+from vfassoc.corpus.layout import CONVERT, MEDIA, conversion, hints
 
 # ---- other forms
 
@@ -92,7 +92,7 @@ def test_a_clock_too_slow_for_speech(root, rate):
     assert scan(root).report['excluded'] == {'odd sampling rate': [relative(voice(root), root)]}
 
 def test_a_stored_manifest_from_before_is_made_again(root, tmp_path, monkeypatch):
-    monkeypatch.setattr('vfassoc.corpus.tree._LOOK', b'1')
+    monkeypatch.setattr('vfassoc.corpus.layout._LOOK', b'1')
     old = load_or_scan(root, tmp_path/'cache', quiet=True)
     monkeypatch.undo()
     new = load_or_scan(root, tmp_path/'cache', quiet=True)

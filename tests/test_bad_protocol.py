@@ -9,16 +9,17 @@ import soundfile
 from test_bad_media import stranger
 from test_corpus_bad_input import one_line
 from tiny_grid import SYNTH, here, ini, page
-from vfassoc.cache import make_features
 from vfassoc.cli import main
 from vfassoc.core import ConfigError, RunError, load_settings, open_run, read_json
 from vfassoc.corpus.manifest import scan
-from vfassoc.corpus.synthetic import SynthConfig, write_corpus
-from vfassoc.evaluation.listed import OF_LISTS, _protocol
-from vfassoc.evaluation.protocols import ProtocolConfig, assert_candidates
-from vfassoc.evaluation.runs import evaluate_run, split_of, unheard
-from vfassoc.recipes import asked_recipe, load_recipe, run_path, train
-from vfassoc.reports.tables import read_scores
+from vfassoc.evaluation.protocol import ProtocolConfig, assert_candidates
+from vfassoc.evaluation.run import evaluate_run, split_of, unheard
+from vfassoc.evaluation.run_published import OF_LISTS, _protocol
+from vfassoc.experiments.tables import read_scores
+from vfassoc.synthetic.corpus import SynthConfig, write_corpus
+from vfassoc.training.extract import make_features
+from vfassoc.training.recipes import load_recipe
+from vfassoc.training.run import asked_recipe, run_path, train
 
 SMALL = dict(replicates=100, verification_trials=200, matching_trials=100, candidates=[2])
 
@@ -77,7 +78,7 @@ def test_protocol_and_split_go_together(protocol, split):
 @pytest.mark.parametrize('candidates', [[100_000], [2, 11]])
 def test_more_candidates_than_people_are_refused_at_once(home, monkeypatch, candidates):
     def never(*a, **kw): raise AssertionError('embedded first')
-    monkeypatch.setattr('vfassoc.evaluation.runs.embed', never)
+    monkeypatch.setattr('vfassoc.evaluation.run.embed', never)
     with pytest.raises(ConfigError) as e: score(home, home/'data/tiny', candidates=candidates)
     assert f'candidates = {candidates[-1]}; allowed: 2 to 8' in one_line(e)
 
@@ -128,7 +129,7 @@ def test_another_recipe_needs_another_run(home):
 
 def test_features_that_are_there_are_refused_at_once(home, monkeypatch):
     def never(*a, **kw): raise AssertionError('loaded an encoder first')
-    monkeypatch.setattr('vfassoc.cache.find_encoder', never)
+    monkeypatch.setattr('vfassoc.training.extract.find_encoder', never)
     (home/'data/f.npz').write_bytes(b'')
     with pytest.raises(RunError, match='exists') as e: make_features('demo', 'tiny', 'f.npz', here(home))
     assert str(home/'data/f.npz') in one_line(e)

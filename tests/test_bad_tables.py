@@ -6,12 +6,12 @@ import pytest
 
 from test_corpus_bad_input import one_line, root, scan  # noqa: F401 (a fixture)
 from vfassoc.core import CorpusError, VfassocError, load_settings
-from vfassoc.corpus.tree import read_metadata, read_splits
-from vfassoc.corpus.voxceleb import read_index
-from vfassoc.evaluation.grid import load_grid
-from vfassoc.evaluation.lists import read_list
+from vfassoc.corpus.layout import read_metadata, read_splits
+from vfassoc.corpus.voxceleb1 import read_index
+from vfassoc.experiments.sweeps import load_grid
+from vfassoc.evaluation.trial_files import read_list
 from vfassoc.evaluation.trials import read_trials
-from vfassoc.recipes import RECIPES, load_recipe
+from vfassoc.training.recipes import RECIPES, load_recipe
 
 HEAD = 'VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tAge'
 ROWS = '\nid1\tA\tm\tUK\t30\nid2\tB\tf\tUS\t20\n'

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from sklearn.cluster import KMeans
 
-import vfassoc.clustering as C
-import vfassoc.nearest as N
-from vfassoc.clustering import Clusters, density, kmeans, kmeans_plusplus, mutual_information, purity, recluster, released_kmeans
+import vfassoc.clustering.kmeans as C
+import vfassoc.clustering.nearest as N
+from vfassoc.clustering.kmeans import Clusters, kmeans, kmeans_plusplus, recluster
+from vfassoc.clustering.memory import Memory
+from vfassoc.clustering.quality import mutual_information, purity
 from vfassoc.core import ConfigError, RunError, rng_for
-from vfassoc.memory import Memory
+from vfassoc.losses.released_cmpc import density, released_kmeans
 
 
 def planted(n=600, groups=30, d=24, seed=0, noise=1., unit=True):

@@ -7,10 +7,10 @@ import pytest
 
 from tiny_grid import here, page, tiny
 from vfassoc.core import RunError, read_json, write_json
-from vfassoc.reports import tables
-from vfassoc.reports.differences import paired_differences
-from vfassoc.reports.runner import run_report
-from vfassoc.reports.traces import read_traces, rho_table, training_videos
+from vfassoc.experiments import tables
+from vfassoc.experiments.comparison import paired_differences
+from vfassoc.experiments.diagnostics import read_traces, rho_table, training_videos
+from vfassoc.experiments.runner import run_report
 
 @pytest.fixture
 def grid(cmpc_grid): return cmpc_grid

@@ -12,9 +12,9 @@ from PIL import Image
 from vfassoc.core import ConfigError, CorpusError, RunError, rng_for
 from vfassoc.corpus.audio import probe_audio, read_audio
 from vfassoc.corpus.dataset import GlobalBatches, MediaDataset, PairDataset, make_loader, media_loader
-from vfassoc.corpus.face import probe_face, read_face
-from vfassoc.corpus.manifest import (Manifest, findings, load_manifest, load_or_scan, save_manifest, scan as scan_loudly,
-                                     summary)
+from vfassoc.corpus.faces import probe_face, read_face
+from vfassoc.corpus.manifest import (Manifest, findings, load_manifest, load_or_scan, save_manifest,
+                                     scan as scan_loudly, summary)
 
 def scan(root, **kw): return scan_loudly(root, quiet=True, **kw)
 

@@ -10,11 +10,10 @@ from safetensors.torch import load_file, save_file
 import toy
 from clean_process import free_port, run_ranks
 from vfassoc.core import gather_rows, settle, world
-from vfassoc.fusion import FusionConfig, FusionEncoder
-from vfassoc.losses.contrastive import cid_loss
-from vfassoc.methods.faa import match_rows
-from vfassoc.pairs import draws, hard_negatives
-from vfassoc.training import reduce_rows
+from vfassoc.losses.infonce import cid_loss
+from vfassoc.losses.matching import draws, hard_negatives, match_rows
+from vfassoc.models.fusion import FusionConfig, FusionEncoder
+from vfassoc.training.loop import reduce_rows
 
 
 # CMPC at a low rate: rho of noise is almost the same for all videos, and its weights magnify the last digit of every step

@@ -9,11 +9,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from vfassoc.core import ConfigError, CorpusError, RunError, RunFolder, VfassocError, from_dict, read_json
-from vfassoc.evaluation.metrics import (ScoreError, accuracy, auc, bootstrap, chance, eer, interval, linear_statistic, matching_effect,
-                                        pair_statistic, rank_gallery, rank_one, ranking_effect, roc, seed_interval)
-from vfassoc.evaluation.protocols import (AttributeScorer, CosineScorer, Embeddings, OracleScorer, ProtocolConfig, evaluate, load_embeddings,
-                                          save_embeddings, write_result)
-from vfassoc.evaluation.trials import (DIRECTIONS, STRATA, matching, read_trials, retrieval, same_video_share, verification, write_trials)
+from vfassoc.evaluation.intervals import (bootstrap, interval, linear_statistic, matching_effect, pair_statistic,
+                                          ranking_effect, seed_interval)
+from vfassoc.evaluation.metrics import ScoreError, accuracy, auc, chance, eer, rank_gallery, rank_one, roc
+from vfassoc.evaluation.protocol import ProtocolConfig, evaluate, write_result
+from vfassoc.evaluation.scorers import (AttributeScorer, CosineScorer, Embeddings, OracleScorer, load_embeddings,
+                                        save_embeddings)
+from vfassoc.evaluation.trials import (DIRECTIONS, STRATA, matching, read_trials, retrieval, same_video_share,
+                                       verification, write_trials)
 
 LIBRI = Path(os.environ.get('VFASSOC_SHARED', '/nowhere'))/'corpora'/'libri-lfw'
 needs_libri = pytest.mark.skipif(not (LIBRI/'features.npz').is_file(), reason='VFASSOC_SHARED does not point to a folder with corpora/libri-lfw')
@@ -573,7 +576,7 @@ def test_bad_embeddings_are_one_clear_line(change, words):
     assert words in str(e.value) and '\n' not in str(e.value)
 
 def test_oracle_of_the_synthetic_corpus(tmp_path):
-    synthetic = pytest.importorskip('vfassoc.corpus.synthetic')
+    synthetic = pytest.importorskip('vfassoc.synthetic.corpus')
     if not hasattr(synthetic, 'oracle_scores'): pytest.skip('the synthetic corpus has no oracle yet')
     cfg = synthetic.SynthConfig(identities=24, videos_per_identity=3, size=32, frames=1, seconds=.5)
     synthetic.write_corpus(tmp_path, cfg, workers=0)

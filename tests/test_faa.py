@@ -12,20 +12,21 @@ from safetensors.torch import save_file
 from tiny_grid import PROTOCOL, SYNTH, finished, here, page
 from vfassoc.cli import main
 from vfassoc.core import ConfigError, CorpusError, RunError, RunFolder, Settings, read_json
-from vfassoc.cache import make_features
 from vfassoc.corpus.dataset import GlobalBatches, PairDataset, make_loader
-from vfassoc.corpus.synthetic import SynthConfig, write_corpus
 from vfassoc.corpus.features import load_features
-from vfassoc.evaluation.grid import GRIDS, Grid, load_grid, run_grid
-from vfassoc.evaluation.protocols import load_embeddings
-from vfassoc.ecapa import Ecapa
-from vfassoc.fusion import score_all
-from vfassoc.inception import InceptionResnetV1
+from vfassoc.evaluation.run import evaluate_run
+from vfassoc.evaluation.scorers import load_embeddings
+from vfassoc.experiments import tables
+from vfassoc.experiments.diagnostics import read_traces
+from vfassoc.experiments.sweeps import GRIDS, Grid, load_grid, run_grid
 from vfassoc.methods.faa import FAA
-from vfassoc.recipes import load_fusion, load_model, load_recipe, open_corpus, train
-from vfassoc.evaluation.runs import evaluate_run
-from vfassoc.reports import tables
-from vfassoc.reports.traces import read_traces
+from vfassoc.models.all_pairs import score_all
+from vfassoc.models.ecapa import Ecapa
+from vfassoc.models.inception import InceptionResnetV1
+from vfassoc.synthetic.corpus import SynthConfig, write_corpus
+from vfassoc.training.extract import make_features
+from vfassoc.training.recipes import load_recipe
+from vfassoc.training.run import load_fusion, load_model, open_corpus, train
 
 FUSION = dict(dim=8, layers=2, heads=2, inner=16)
 CHANGES = {'corpus': 'tiny', 'data.features': 'tiny.npz', 'model.dim': 8, 'model.voice_dim': 8, 'model.face_dim': 8, 'method.fusion': FUSION, 'method.min_clusters': 6, 'method.patience': 1,

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from vfassoc.core import RunError
-from vfassoc.evaluation.fused import FusedScorer
-from vfassoc.evaluation.protocols import Embeddings
-from vfassoc.fusion import FusionConfig, FusionEncoder, score_all
+from vfassoc.evaluation.scorers import Embeddings, FusedScorer
+from vfassoc.models.all_pairs import score_all
+from vfassoc.models.fusion import FusionConfig, FusionEncoder
 
 
 @pytest.mark.parametrize('pool', ['mean', 'cls'])

@@ -7,10 +7,11 @@ from safetensors.torch import load_file
 from tiny_grid import VARIANTS, here, ini, tiny
 from vfassoc.cli import main
 from vfassoc.core import ConfigError, CorpusError, RunError, read_json, to_dict, write_json
-from vfassoc.evaluation.grid import grid_runs, run_grid
-from vfassoc.recipes import load_model, load_recipe, open_corpus, train
-from vfassoc.methods.catalog import METHODS
-from vfassoc.training import load_tensors, save_tensors
+from vfassoc.experiments.sweeps import grid_runs, run_grid
+from vfassoc.methods.registry import METHODS
+from vfassoc.training.checkpoint import load_tensors, save_tensors
+from vfassoc.training.recipes import load_recipe
+from vfassoc.training.run import load_model, open_corpus, train
 
 quiet = dict(jobs=1, say=lambda line: None)
 

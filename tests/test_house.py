@@ -1,27 +1,24 @@
 "The house rules: which module may know which, what a notebook looks like, what the library never does."
 import ast, base64, re, sys
 from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import nbformat, pytest, tomllib
 from fastcore.nbio import nb_frontmatter, read_nb
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import book_map
 from checkout import ROOT, modules, notebooks
 
-# room of each module, from the ground up; a module that is not here has no place in the house yet
-ROOMS = {
-    '0_ground': 'core integrity',
-    '1_corpus': 'corpus.tree corpus.manifest corpus.voicebox corpus.sitter corpus.facebox corpus.planted corpus.synthetic corpus.voxceleb corpus.ingest corpus.audio corpus.face corpus.packed corpus.dataset corpus.features',
-    '2_representation': 'encoders inception ecapa memory nearest clustering',
-    '3_objectives': 'losses.contrastive losses.prototype losses.recalibration losses.released losses.multisimilarity losses.baselines',
-    '4_methods': 'fusion methods.base methods.cmpc methods.older methods.identity pairs methods.faa methods.catalog methods.released_code',
-    '5_training': 'sources recipes training cache cost',
-    '6_evaluation': 'evaluation.metrics evaluation.trials evaluation.protocols evaluation.fused evaluation.lists evaluation.published evaluation.runs evaluation.listed evaluation.grid',
-    '7_reports': 'reports.tables reports.plots reports.pages reports.runner reports.traces reports.tsne reports.differences',
-    '8_commands': 'demo cli __main__',
-}
-ROOM = {m: room for room, names in ROOMS.items() for m in names.split()}
+# rooms from the ground up: a package is a room, and so is each module that stands outside the packages
+ROOMS = 'core integrity corpus video synthetic models clustering losses methods training evaluation experiments inference demo cli __main__'.split()
+
+def room(module:str) -> str: return module.split('.')[0]
+
+def place(module:str) -> int|None:
+    "The floor that a module stands on; None if it has no place in the house."
+    return ROOMS.index(room(module)) if room(module) in ROOMS else None
 
 def module_name(path) -> str:
     "vfassoc/corpus/audio.py -> corpus.audio; a package's __init__.py -> ''"
@@ -39,22 +36,21 @@ def imported(source:str, module:str) -> list[str]:
             out += [a.value for a in n.args[:1] if isinstance(a, ast.Constant)] or ['vfassoc.<computed>']
     return out
 
-def known(name:str) -> str|None:
+def known(name:str, modules:set) -> str|None:
     "The module of ours that an absolute dotted name belongs to; None if it is somebody else's."
     if name.split('.')[0] != 'vfassoc': return None
     parts = name.split('.')[1:]
-    return next(('.'.join(parts[:n]) for n in range(len(parts), 0, -1) if '.'.join(parts[:n]) in ROOM), '.'.join(parts))
+    return next(('.'.join(parts[:n]) for n in range(len(parts), 0, -1) if '.'.join(parts[:n]) in modules), '.'.join(parts))
 
 def upward(sources:dict) -> list[str]:
     "What is wrong with the imports of {module: source}: unknown modules, imports from a higher room, circles in a room."
-    bad, edges, order = [], {}, list(ROOMS)
+    bad, edges = [], {}
     for m, source in sources.items():
-        if m not in ROOM: bad.append(f'{m}: in no room; give it one in ROOMS (and in the architecture page)'); continue
-        uses = {k for k in map(known, imported(source, m)) if k not in (None, '', '__version__')}
-        edges[m] = {u for u in uses if ROOM.get(u) == ROOM[m]}
-        bad += [f'{m}: imports {u}, which is in no room' for u in uses if u not in ROOM]
-        bad += [f'{m} ({ROOM[m]}) imports {u} ({ROOM[u]}): upwards' for u in uses
-                if u in ROOM and order.index(ROOM[u]) > order.index(ROOM[m])]
+        if place(m) is None: bad.append(f'{m}: in no room; put it into a package'); continue
+        uses = {k for n in imported(source, m) if (k := known(n, set(sources))) not in (None, '', '__version__')}
+        edges[m] = {u for u in uses if room(u) == room(m)}
+        bad += [f'{m}: imports {u}, which is in no room' for u in uses if place(u) is None]
+        bad += [f'{m} imports {u}: upwards' for u in uses if place(u) is not None and place(u) > place(m)]
     while leaves := [m for m, uses in edges.items() if not uses & edges.keys()]:
         for m in leaves: del edges[m]
     return bad + [f'{m}: imports run in a circle through {", ".join(sorted(edges[m]))}' for m in edges]
@@ -71,20 +67,22 @@ def test_packages_do_nothing_when_imported():
 @pytest.mark.parametrize('sources, word', [
     ({'core': 'from vfassoc.corpus.audio import read_audio'}, 'upwards'),
     ({'core': 'def f():\n    from .corpus import audio'}, 'upwards'),
-    ({'losses.contrastive': 'from ..methods.base import Method'}, 'upwards'),
-    ({'training': 'import vfassoc.evaluation.metrics as m'}, 'upwards'),
-    ({'training': 'import importlib\nimportlib.import_module("vfassoc.cli")'}, 'upwards'),
+    ({'losses.infonce': 'from ..methods.base import Method'}, 'upwards'),
+    ({'corpus.source': 'from vfassoc.models.two_tower import ModelConfig'}, 'upwards'),
+    ({'training.loop': 'import vfassoc.evaluation.metrics as m'}, 'upwards'),
+    ({'training.loop': 'import importlib\nimportlib.import_module("vfassoc.cli")'}, 'upwards'),
     ({'core': 'import importlib\nimportlib.import_module(name)'}, 'in no room'),
     ({'attic': ''}, 'in no room'),
-    ({'encoders': 'from vfassoc.attic import x'}, 'in no room'),
-    ({'encoders': 'from .memory import M', 'memory': 'from .clustering import K', 'clustering': 'from .encoders import E'}, 'circle'),
+    ({'attic.memory': ''}, 'in no room'),
+    ({'models.cnn': 'from vfassoc.attic import x'}, 'in no room'),
+    ({'models.cnn': 'from .ecapa import M', 'models.ecapa': 'from .fusion import K', 'models.fusion': 'from .cnn import E'}, 'circle'),
 ])
 def test_import_rule_notices(sources, word): assert any(word in b for b in upward(sources)), upward(sources)
 
 def test_import_rule_allows():
-    assert not upward({'core': 'import numpy', 'corpus.audio': 'from ..core import require', 'corpus.face': '',
-                       'corpus.dataset': 'from vfassoc.corpus.audio import read_audio\nfrom . import face',
-                       'cli': 'def f(): from vfassoc.training import fit'})
+    assert not upward({'core': 'import numpy', 'corpus.audio': 'from ..core import require', 'corpus.faces': '',
+                       'corpus.dataset': 'from vfassoc.corpus.audio import read_audio\nfrom . import faces',
+                       'cli': 'def f(): from vfassoc.training.loop import fit'})
 
 # ---- dependencies
 
@@ -130,7 +128,7 @@ def _cell_faults(i:int, c) -> list[str]:
     if c.cell_type == 'markdown':
         text = re.sub(r'```.*?```', '', c.source, flags=re.S).strip()
         heads = re.findall(r'^#{1,6} .*', text, flags=re.M)
-        title = i == 1 and re.fullmatch(r'# [^\n]+\n+> [^\n]+', text)
+        title = i == 1 and re.fullmatch(r'# [^\n]+\n+> [^\n]+(\n+\*(Before|After): [^\n]+\*)?', text)
         if heads and text != heads[0] and not title: bad.append(f'cell {i}: heading {heads[0]!r} does not stand alone')
     elif c.cell_type == 'code':
         stmts = ast.parse(_python(c.source)).body
@@ -160,6 +158,10 @@ def chapter_faults(nb) -> list[str]:
         bad.append('cell 0: a chapter starts with `#| default_exp module`, alone in its cell')
     return bad + _common_faults(nb)
 
+def index_faults(nb) -> list[str]:
+    "What is wrong with the map of the book: it has no code, and a heading stands alone."
+    return [f'cell {i}: code' for i, c in enumerate(nb.cells) if c.cell_type == 'code'] + [x for i, c in enumerate(nb.cells) for x in _cell_faults(i + 1, c)]
+
 def report_faults(nb) -> list[str]:
     "What is wrong with the source of a report."
     bad = []
@@ -174,7 +176,7 @@ def report_faults(nb) -> list[str]:
 
 def _common_faults(nb) -> list[str]:
     bad, cells = [], nb.cells
-    if len(cells) < 2 or cells[1].cell_type != 'markdown' or not re.match(r'# [^\n]+\n+> \S[^\n]+\Z', cells[1].source.strip()):
+    if len(cells) < 2 or cells[1].cell_type != 'markdown' or not re.match(r'# [^\n]+\n+> \S[^\n]+(\n+\*(Before|After): [^\n]+\*)?\Z', cells[1].source.strip()):
         bad.append('cell 1: `# Title` and one `> line`, and nothing else')
     if nb.metadata.get('kernelspec', {}).get('name') != 'python3': bad.append('no kernelspec python3: papermill cannot start it')
     for i, c in enumerate(cells): bad += _cell_faults(i, c) + _output_faults(i, c)
@@ -182,26 +184,74 @@ def _common_faults(nb) -> list[str]:
 
 def is_report(path) -> bool: return path.parts[:2] == ('nbs', 'reports')
 
+def is_index(path) -> bool: return path.name == 'index.ipynb'
+
 @pytest.mark.parametrize('path', notebooks(), ids=str)
 def test_notebook_keeps_the_form(path):
     nb = nbformat.read(ROOT/path, as_version=4)
     nbformat.validate(nb)
-    assert not (report_faults if is_report(path) else chapter_faults)(nb)
+    assert not (report_faults if is_report(path) else index_faults if is_index(path) else chapter_faults)(nb)
     assert (ROOT/path).stat().st_size < 400_000, 'over 400 KB'
     assert bool(nb_frontmatter(read_nb(ROOT/path)).get('skip_exec')) == is_report(path), 'skip_exec: reports yes, chapters no'
 
+def part_faults(homes:dict) -> list[str]:
+    "What is wrong with {module: path of its chapter}: names, numbers, folders."
+    bad, parts = [], {}
+    for name, p in homes.items():
+        part = p.parts[1]
+        number, _, folder = part.partition('_')
+        chapter, _, stem = p.stem.partition('_')
+        if not re.fullmatch(r'\d\d', number): bad.append(f'{p}: the part begins with two digits')
+        if stem != name.split('.')[-1]: bad.append(f'{p}: exports {name}; chapter and module have one name')
+        if folder != 'appendix' and name.split('.')[:-1] != [folder]: bad.append(f'{p}: exports {name}, not {folder}.{stem}')
+        if place(name) is None and folder != 'start': bad.append(f'{p}: {name} is in no room')
+        parts.setdefault(part, []).append(chapter)
+    for part, numbers in parts.items():
+        if sorted(numbers) != [f'{i + 1:02d}' for i in range(len(numbers))]: bad.append(f'{part}: chapters {", ".join(sorted(numbers))}; number them from 01, no letters, no gaps')
+    return bad
+
 def test_each_module_has_its_chapter():
-    "A module is exported by one chapter, which lies in the room of the module; plumbing files say that they are."
+    "A part's folder is its package, a chapter's name is its module; plumbing files say that they are."
     homes = {}
     for p in notebooks():
-        if is_report(p): continue
+        if is_report(p) or is_index(p): continue
         name = nbformat.read(ROOT/p, 4).cells[0].source.removeprefix('#| default_exp').strip()
         assert homes.setdefault(name, p) == p, f'{name} is exported by {homes[name]} and {p}'
-        assert ROOM.get(name) == p.parts[1], f'{p}: module {name} belongs to room {ROOM.get(name)}'
+    assert not part_faults(homes)
     for p in modules():
         m = module_name(p)
         if m not in ('', '_modidx') and m not in homes:
             assert 'plumbing' in (ROOT/p).read_text()[:300].lower(), f'{p}: exported by no chapter, and not marked as plumbing'
+
+@pytest.mark.parametrize('homes, word', [
+    ({'corpus.audio': 'nbs/1_corpus/01_audio.ipynb'}, 'two digits'),
+    ({'corpus.audio': 'nbs/01_corpus/01_voice.ipynb'}, 'one name'),
+    ({'corpus.audio': 'nbs/04_models/01_audio.ipynb'}, 'not models.audio'),
+    ({'audio': 'nbs/01_corpus/01_audio.ipynb'}, 'not corpus.audio'),
+    ({'attic.audio': 'nbs/12_appendix/01_audio.ipynb'}, 'in no room'),
+    ({'corpus.audio': 'nbs/01_corpus/02_audio.ipynb'}, 'no gaps'),
+    ({'corpus.audio': 'nbs/01_corpus/01a_audio.ipynb'}, 'no letters'),
+])
+def test_part_rule_notices(homes, word):
+    bad = part_faults({m: Path(p) for m, p in homes.items()})
+    assert any(word in b for b in bad), bad
+
+def test_part_rule_allows():
+    assert not part_faults({m: Path('nbs', p) for m, p in {'corpus.audio': '01_corpus/01_audio.ipynb', 'corpus.faces': '01_corpus/02_faces.ipynb',
+                                                           'core': '12_appendix/01_core.ipynb', 'start.tour': '00_start/01_tour.ipynb'}.items()})
+
+def test_the_map_and_the_links_are_right():
+    "nbs/index.ipynb lists every chapter, and every chapter links its neighbors; `make index` writes both."
+    assert not book_map.stale()
+
+def test_a_chapter_without_links_is_noticed(tmp_path):
+    for p in [*book_map.chapters(ROOT), Path('nbs/index.ipynb'), *Path('nbs/reports').glob('*')]:
+        (tmp_path/p).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/p).write_bytes((ROOT/p).read_bytes())
+    first, second, third = book_map.chapters(tmp_path)[:3]
+    second.unlink() if second.is_absolute() else (tmp_path/second).unlink()
+    found = {str(p) for p in book_map.stale(tmp_path)}
+    assert {str(first), str(third), 'nbs/index.ipynb'} <= found
 
 def _notebook(*cells, name='python3'):
     nb = nbformat.v4.new_notebook(metadata={'kernelspec': {'name': name, 'display_name': name, 'language': 'python'}})

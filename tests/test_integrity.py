@@ -10,17 +10,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from vfassoc.cache import cache_features, make_features
 from vfassoc.core import ConfigError, CorpusError, RunError, RunFolder, Settings, VfassocError
 from vfassoc.corpus.features import load_features, save_features
 from vfassoc.corpus.manifest import load_manifest, save_manifest, scan
-from vfassoc.corpus.packed import open_media, load_pack, pack
-from vfassoc.corpus.synthetic import drawn_seed, draw_truth, read_truth, SynthConfig
-from vfassoc.encoders import ModelConfig, VoiceFaceModel
-from vfassoc.fusion import FusionConfig, FusionEncoder, score_all
+from vfassoc.corpus.packed import load_pack, open_media, pack
 from vfassoc.integrity import new_array, old_array, reserve
-from vfassoc.methods.catalog import build_method
-from vfassoc.training import FitState, TrainConfig, load_checkpoint, load_tensors, save_checkpoint, save_tensors
+from vfassoc.methods.registry import build_method
+from vfassoc.models.all_pairs import score_all
+from vfassoc.models.fusion import FusionConfig, FusionEncoder
+from vfassoc.models.two_tower import ModelConfig, VoiceFaceModel
+from vfassoc.synthetic.corpus import SynthConfig, draw_truth, drawn_seed, read_truth
+from vfassoc.training.checkpoint import FitState, load_checkpoint, load_tensors, save_checkpoint, save_tensors
+from vfassoc.training.config import TrainConfig
+from vfassoc.training.extract import cache_features, make_features
 
 CONFIG = TrainConfig(samples=16, batch_size=8, warmup=0)
 
@@ -241,7 +243,7 @@ class FakeSource:
 
 
 def fake_encoder(monkeypatch, rows, dim=64):
-    import vfassoc.cache as cache
+    import vfassoc.training.extract as cache
     def encode(source, f, kind, split, device, start=0):
         for i in range(start, rows, 100): yield torch.arange(i, min(i + 100, rows)), torch.full((min(100, rows - i), dim), float(i + 1))
     monkeypatch.setattr(cache, 'encode_media', encode)
@@ -401,7 +403,7 @@ def test_a_manifest_without_a_column_or_a_digest(tree, tmp_path):
 
 @pytest.mark.parametrize('damage', ['null', '[]', '3', '{"features": []}', '{'])
 def test_a_provenance_of_another_form_is_one_line(tmp_path, damage):
-    from vfassoc.recipes import same_features
+    from vfassoc.training.run import same_features
     (tmp_path/'provenance.json').write_text(damage)
     with pytest.raises(RunError) as e: same_features(RunFolder(tmp_path), type('Source', (), dict(features=None)))
     one_line(e, tmp_path/'provenance.json')

@@ -6,13 +6,13 @@ import pytest
 
 import toy
 import vfassoc.cli as cli
-import vfassoc.training as training
+import vfassoc.training.loop as training
 from tiny_grid import SYNTH, ini
 from vfassoc.cli import main
 from vfassoc.core import RunError, VfassocError, progress, read_json, write_json
-from vfassoc.corpus.synthetic import SynthConfig, write_corpus
-from vfassoc.evaluation.grid import load_grid
-from vfassoc.recipes import load_recipe
+from vfassoc.experiments.sweeps import load_grid
+from vfassoc.synthetic.corpus import SynthConfig, write_corpus
+from vfassoc.training.recipes import load_recipe
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def call(capsys, *args):
                                    UnicodeEncodeError('utf-8', '\ud800', 0, 1, 'no'), KeyError('x'), OSError(errno.ENOSPC, 'No space left on device')], ids=lambda e: type(e).__name__)
 def test_what_is_not_foreseen_is_one_line_and_a_file(place, capsys, monkeypatch, error):
     def fails(*a, **k): raise error
-    monkeypatch.setattr('vfassoc.recipes.load_recipe', fails)
+    monkeypatch.setattr('vfassoc.training.recipes.load_recipe', fails)
     code, line = call(capsys, 'cost', 'demo')
     file = Path(re.search(r'(\S+vfassoc-error-\S+\.txt)$', line)[1])
     assert code == 1 and line.startswith(f'vfassoc: {type(error).__name__}') and 'in fails' in file.read_text() and 'vfassoc cost demo' in file.read_text()
@@ -44,7 +44,7 @@ def test_what_is_not_foreseen_is_one_line_and_a_file(place, capsys, monkeypatch,
 
 def test_the_net_itself_never_fails(place, capsys, monkeypatch):
     def fails(*a, **k): raise ValueError('oh')
-    monkeypatch.setattr('vfassoc.recipes.load_recipe', fails)
+    monkeypatch.setattr('vfassoc.training.recipes.load_recipe', fails)
     monkeypatch.setattr(cli.tempfile, 'mkstemp', fails)
     code, line = call(capsys, 'cost', 'demo')
     assert code == 1 and 'ValueError: oh' in line and 'could not be written' in line
@@ -52,7 +52,7 @@ def test_the_net_itself_never_fails(place, capsys, monkeypatch):
 
 def test_sigterm_and_ctrl_c_end_a_command(place, capsys, monkeypatch):
     for s, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        monkeypatch.setattr('vfassoc.recipes.load_recipe', lambda *a, s=s: signal.raise_signal(s))
+        monkeypatch.setattr('vfassoc.training.recipes.load_recipe', lambda *a, s=s: signal.raise_signal(s))
         before = signal.getsignal(signal.SIGTERM)
         assert call(capsys, 'cost', 'demo') == (status, 'vfassoc: interrupted')
         assert signal.getsignal(signal.SIGTERM) is before and 'VFASSOC_COMMAND' not in os.environ
@@ -108,7 +108,7 @@ def test_text_that_no_file_can_hold(tmp_path):
 def test_errors_stand_on_a_line_of_their_own(place, capsys, monkeypatch):
     def fails(*a):
         for _ in progress(range(10), desc='half'): raise VfassocError('here: is an error')
-    monkeypatch.setattr('vfassoc.recipes.load_recipe', fails)
+    monkeypatch.setattr('vfassoc.training.recipes.load_recipe', fails)
     assert main(['cost', 'demo']) == 2
     err = capsys.readouterr().err
     assert 'half' in err and err.splitlines()[-1] == 'vfassoc: here: is an error'

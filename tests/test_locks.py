@@ -10,20 +10,21 @@ import toy
 import vfassoc.core as core
 from clean_process import CONTEXT, _enter
 from tiny_grid import SYNTH, here, ini, tiny
-from vfassoc.cache import cache_features
 from vfassoc.cli import main
 from vfassoc.core import ConfigError, RunError, atomic_path, claim, occupied, sweep, temporary, to_dict
 from vfassoc.corpus.manifest import load_or_scan
 from vfassoc.corpus.packed import pack
-from vfassoc.corpus.synthetic import SynthConfig, write_corpus
-from vfassoc.corpus.voxceleb import divided
+from vfassoc.corpus.voxceleb1 import divided
 from vfassoc.demo import run_demo
-from vfassoc.evaluation.grid import run_grid
-from vfassoc.evaluation.listed import baseline_run, evaluate_on_lists
-from vfassoc.evaluation.runs import evaluate_run
-from vfassoc.recipes import load_recipe, train
-from vfassoc.reports.runner import run_report
-from vfassoc.training import save_tensors
+from vfassoc.evaluation.run import evaluate_run
+from vfassoc.evaluation.run_published import baseline_run, evaluate_on_lists
+from vfassoc.experiments.runner import run_report
+from vfassoc.experiments.sweeps import run_grid
+from vfassoc.synthetic.corpus import SynthConfig, write_corpus
+from vfassoc.training.checkpoint import save_tensors
+from vfassoc.training.extract import cache_features
+from vfassoc.training.recipes import load_recipe
+from vfassoc.training.run import train
 
 
 class Another:

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from clean_process import run_ranks
+from vfassoc.clustering.memory import RhoBuffer
 from vfassoc.core import ConfigError, RunError, world
-from vfassoc.losses.baselines import (kim_loss, negatives_at, pair_contrast, pins_hardness, pins_loss, triplet_margin,
-                                      triplet_ratio)
-from vfassoc.losses.contrastive import cid_loss, instance_contrast
+from vfassoc.losses.contrastive import negatives_at, pair_contrast, pins_hardness, pins_loss
+from vfassoc.losses.infonce import cid_loss, instance_contrast
 from vfassoc.losses.prototype import Prototypes, cmpc_loss, prototype_contrast, prototype_losses, stack_prototypes
 from vfassoc.losses.recalibration import deviation, prototype_agreement, recalibration_weights
-from vfassoc.losses.released import (released_cmpc_loss, released_deviation, released_prototype_contrast,
-                                     released_temperatures, released_weights)
-from vfassoc.memory import RhoBuffer
-from vfassoc.training import reduce_rows
+from vfassoc.losses.released_cmpc import (released_cmpc_loss, released_deviation, released_prototype_contrast,
+                                          released_temperatures, released_weights)
+from vfassoc.losses.triplet import kim_loss, triplet_margin, triplet_ratio
+from vfassoc.training.loop import reduce_rows
 
 DEVICES = ['cpu'] + ['cuda']*torch.cuda.is_available()
 close = torch.testing.assert_close

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clean_process import run_ranks
+from vfassoc.clustering.memory import Memory, RhoBuffer
 from vfassoc.core import ConfigError, RunError, world
-from vfassoc.memory import Memory, RhoBuffer
-from vfassoc.methods.catalog import build_method
-from vfassoc.training import reduce_rows
+from vfassoc.methods.registry import build_method
+from vfassoc.training.loop import reduce_rows
 
 N, D, STEPS, BATCH = 60, 6, 12, 8
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import vfassoc.nearest as N
+import vfassoc.clustering.nearest as N
+from vfassoc.clustering.nearest import Rows, Search, directions, pair_scores
 from vfassoc.core import rng_for
-from vfassoc.nearest import Rows, Search, directions, pair_scores
 
 PRECISIONS = ['float32', 'bf16', 'projected']
 
@@ -288,7 +288,7 @@ def test_small_clusters_far_from_the_origin_are_told_apart():
 def test_the_other_way_of_asking_torch_to_save_is_understood():
     "torch.backends.*.fp32_precision: then `get_float32_matmul_precision` raises. In a process of its own, for it cannot be taken back."
     code = '''import torch
-from vfassoc.nearest import Rows, product_error
+from vfassoc.clustering.nearest import Rows, product_error
 x, cuda = torch.randn(50, 4), torch.device('cuda')
 torch.backends.cuda.matmul.allow_tf32 = True # speechbrain does that when it is imported
 assert Rows(x).slack == Rows(x).unit and product_error(cuda) > 2**-10

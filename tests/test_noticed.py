@@ -13,35 +13,42 @@ from torch import nn
 from torch.nn import functional as F
 
 import mutants
-from vfassoc import recipes, training
-from vfassoc.clustering import Clusters, density
+from vfassoc.clustering.kmeans import Clusters
+from vfassoc.clustering.memory import Memory, RhoBuffer
+from vfassoc.clustering.pseudo_labels import Schedule, pseudo_labels
 from vfassoc.core import CorpusError, RunFolder, Settings
 from vfassoc.corpus.audio import LogMel
 from vfassoc.corpus.dataset import GlobalBatches, PairDataset, few_videos
-from vfassoc.corpus.face import prepare_faces
+from vfassoc.corpus.faces import prepare_faces
 from vfassoc.corpus.features import FeaturePairs, load_features, save_features
 from vfassoc.corpus.manifest import scan
-from vfassoc.corpus.voxceleb import INDEX, missing_media, read_index, read_split_tables, split_counts, write_splits
-from vfassoc.encoders import ModelConfig, VoiceFaceModel
-from vfassoc.evaluation.fused import ShortlistScorer
+from vfassoc.corpus.voxceleb1 import INDEX, missing_media, read_index, read_split_tables, split_counts, write_splits
 from vfassoc.evaluation.metrics import Ranking
-from vfassoc.evaluation.protocols import ProtocolConfig, evaluate
+from vfassoc.evaluation.protocol import ProtocolConfig, evaluate
+from vfassoc.evaluation.scorers import ShortlistScorer
 from vfassoc.evaluation.trials import verification
-from vfassoc.fusion import FusionConfig, FusionEncoder, matching_loss, retrieve, score_all
-from vfassoc.losses.baselines import label_contrast, pair_contrast, triplet_margin, triplet_ratio
-from vfassoc.losses.contrastive import cid_loss
-from vfassoc.losses.multisimilarity import multi_similarity_loss
+from vfassoc.losses.classification import identity_loss
+from vfassoc.losses.contrastive import label_contrast, pair_contrast
+from vfassoc.losses.infonce import cid_loss
+from vfassoc.losses.matching import draws, hard_negatives, match_rows, matching_loss
+from vfassoc.losses.multi_similarity import multi_similarity_loss
 from vfassoc.losses.prototype import Prototypes, cmpc_loss
 from vfassoc.losses.recalibration import deviation, prototype_agreement, recalibration_weights
-from vfassoc.memory import Memory, RhoBuffer
+from vfassoc.losses.released_cmpc import density
+from vfassoc.losses.triplet import triplet_margin, triplet_ratio
 from vfassoc.methods.base import Method
-from vfassoc.methods.cmpc import CMPC, CMPCConfig, ReleasedCMPC, ReleasedCMPCConfig
-from vfassoc.methods.faa import FAA, FAAConfig, match_rows
-from vfassoc.methods.identity import Identity, IdentityConfig, identity_loss
-from vfassoc.methods.older import PINs, PINsConfig
-from vfassoc.pairs import Schedule, VideoPool, draws, hard_negatives, pseudo_labels
-from vfassoc.recipes import draw_pairs, valid_auc
-from vfassoc.training import TrainConfig, make_optimizer
+from vfassoc.methods.baselines import PINs, PINsConfig
+from vfassoc.methods.classifier import Identity, IdentityConfig
+from vfassoc.methods.cmpc import CMPC, CMPCConfig
+from vfassoc.methods.cmpc_released import ReleasedCMPC, ReleasedCMPCConfig
+from vfassoc.methods.faa import FAA, FAAConfig
+from vfassoc.models.all_pairs import retrieve, score_all
+from vfassoc.models.embedding import VideoPool
+from vfassoc.models.fusion import FusionConfig, FusionEncoder
+from vfassoc.models.two_tower import ModelConfig, VoiceFaceModel
+from vfassoc.training import loop as training, recipes, run as training_run
+from vfassoc.training.config import TrainConfig, make_optimizer
+from vfassoc.training.validation import draw_pairs, valid_auc
 
 close = torch.testing.assert_close
 E1, E2 = torch.eye(2)
@@ -635,13 +642,13 @@ def test_training_validates_without_augmentation_and_records_whom_it_met(media, 
         given.update(about)
         for _ in range(2): validate(method)
         return training.FitResult(training.FitState(), True, '')
-    monkeypatch.setattr(recipes, 'fit', fit)
-    monkeypatch.setattr(recipes, 'valid_auc', lambda method, b, who: batches.append(list(b)) or 0.)
+    monkeypatch.setattr(training_run, 'fit', fit)
+    monkeypatch.setattr(training_run, 'valid_auc', lambda method, b, who: batches.append(list(b)) or 0.)
     settings = Settings(data=tmp_path, runs=tmp_path, device='cpu', workers=0)
     changes = {'corpus': str(media.root), 'data.seconds': 1., 'data.size': 16,
                'train.batch_size': 4, 'train.samples': 8, 'train.warmup': 4}
     recipe = recipes.load_recipe('demo', changes)
-    recipes.train(recipe, tmp_path/'run', settings, quiet=True)
+    training_run.train(recipe, tmp_path/'run', settings, quiet=True)
     assert len(given['identities']) == 5
     for (voice, face, idx), in batches:
         assert [told(x) for x in zip(voice, face, idx)] == [(6 + i, 0, .5, 6 + i, 1, False) for i in range(4)]

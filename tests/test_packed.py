@@ -11,9 +11,10 @@ from vfassoc.cli import main
 from vfassoc.core import read_json
 from vfassoc.corpus.dataset import PairDataset
 from vfassoc.corpus.packed import is_packed, load_pack
-from vfassoc.corpus.synthetic import SynthConfig, write_corpus
-from vfassoc.evaluation.runs import evaluate_run
-from vfassoc.recipes import load_recipe, train
+from vfassoc.evaluation.run import evaluate_run
+from vfassoc.synthetic.corpus import SynthConfig, write_corpus
+from vfassoc.training.recipes import load_recipe
+from vfassoc.training.run import train
 
 
 @pytest.fixture(scope='module')

@@ -7,8 +7,8 @@ from bs4 import BeautifulSoup
 from fake_run import make_run
 from hostile import ODD, unsafe
 from vfassoc.core import ConfigError, read_json, write_json
-from vfassoc.reports import runner, tables
-from vfassoc.reports.runner import run_report
+from vfassoc.experiments import runner, tables
+from vfassoc.experiments.runner import run_report
 
 def text_of(html:str) -> str: return ' '.join(BeautifulSoup(html, 'html.parser').get_text(' ').split())
 

@@ -8,9 +8,9 @@ from matplotlib import pyplot as plt
 from checkout import ROOT
 from fake_run import make_grid, make_run
 from vfassoc.core import ConfigError, RunError, read_json, write_json
-from vfassoc.reports import plots, runner, tables, traces, tsne
-from vfassoc.reports.differences import paired_differences
-from vfassoc.reports.runner import declared, find_report, parse_parameters, run_report
+from vfassoc.experiments import diagnostics as traces, plots, runner, tables, tsne
+from vfassoc.experiments.comparison import paired_differences
+from vfassoc.experiments.runner import declared, find_report, parse_parameters, run_report
 
 EVALUATE = ROOT/'nbs'/'reports'/'evaluate.ipynb'
 

@@ -9,13 +9,13 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from vfassoc.core import VfassocError
-from vfassoc.corpus import synthetic
-from vfassoc.corpus.facebox import render
 from vfassoc.corpus.manifest import scan
-from vfassoc.corpus.sitter import FACE, draw_pose, draw_scene, face_of
-from vfassoc.corpus.synthetic import (SynthConfig, draw_truth, make_media, oracle_scores, read_config, read_truth,
+from vfassoc.synthetic import corpus as synthetic
+from vfassoc.synthetic.corpus import (SynthConfig, draw_truth, make_media, oracle_scores, read_config, read_truth,
                                       write_corpus)
-from vfassoc.corpus.voicebox import VOICE, draw_room, record, speak, voice_of
+from vfassoc.synthetic.face import FACE, draw_pose, draw_scene, face_of
+from vfassoc.synthetic.render import render
+from vfassoc.synthetic.voice import VOICE, draw_room, record, speak, voice_of
 
 TINY = SynthConfig(identities=10, videos_per_identity=2, clips=2, seconds=.5, frames=2, size=32, train=.6, valid=.2,
                    offscreen=.2, buried=.1, occluded=.1, turned=.1)
@@ -51,7 +51,7 @@ def _running(pid):
 @pytest.mark.skipif(not Path('/proc').is_dir(), reason='reads /proc')
 def test_killed_in_the_middle_and_run_again(tmp_path):
     cfg = SynthConfig(identities=30, videos_per_identity=2, seconds=1., frames=2, size=64)
-    code = f'from vfassoc.corpus.synthetic import *; write_corpus({str(tmp_path/"c")!r}, {cfg!r}, 2)'
+    code = f'from vfassoc.synthetic.corpus import *; write_corpus({str(tmp_path/"c")!r}, {cfg!r}, 2)'
     run = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL)
     start, done = time.time(), lambda: len(list((tmp_path/'c'/'faces').glob('*/1.6/*')))
     while done() < 5 and run.poll() is None and time.time() - start < 120: time.sleep(.02)

@@ -25,14 +25,14 @@ def test_clean_and_export_change_nothing(copy):
 
 def test_drift_is_noticed(copy):
     "An edited module, a notebook that was run and not cleaned: both are seen; papermill's tag survives the cleaning."
-    module, chapter = copy/'vfassoc/core.py', copy/'nbs/0_ground/01_core.ipynb'
+    module, chapter = copy/'vfassoc/core.py', copy/'nbs/12_appendix/01_core.ipynb'
     module.write_text(module.read_text().replace('def rng_for(', 'def rng_of('))
     nb = json.loads(chapter.read_text())
     nb['cells'][0].update(execution_count=7, metadata={'tags': ['kept'], 'collapsed': True})
     chapter.write_text(json.dumps(nb))
     drifted = contents(copy)
     call('nbdev-clean', '--fname', chapter, cwd=copy)
-    assert 'nbs/0_ground/01_core.ipynb' in changed(drifted, contents(copy))
+    assert 'nbs/12_appendix/01_core.ipynb' in changed(drifted, contents(copy))
     cell = json.loads(chapter.read_text())['cells'][0]
     assert (cell['execution_count'], cell['metadata']) == (None, {'tags': ['kept']})
     call('nbdev-export', cwd=copy)
@@ -96,7 +96,7 @@ def test_git_diff_of_a_notebook_is_text(copy):
     "After `make setup`, `git diff` shows the cells of a changed chapter, not its JSON."
     for cmd in (['init', '-q'], ['add', '-A'], ['-c', 'user.name=t', '-c', 'user.email=t@t', 'commit', '-q', '-m', 'all']):
         call('git', *cmd, cwd=copy)
-    path = copy/'nbs/0_ground/01_core.ipynb'
+    path = copy/'nbs/12_appendix/01_core.ipynb'
     nb = nbformat.read(path, as_version=4)
     nb.cells.append(new_cell := nbformat.v4.new_code_cell('marker = 12345'))
     nbformat.write(nb, path)

@@ -8,10 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 import toy
-import vfassoc.training as training
+from vfassoc.training import checkpoint as training_checkpoint
+import vfassoc.training.loop as training
 from clean_process import run_all
 from vfassoc.core import RunError, RunFolder
-from vfassoc.training import StopFlag, TrainConfig, load_tensors
+from vfassoc.training.checkpoint import load_tensors
+from vfassoc.training.config import TrainConfig
+from vfassoc.training.loop import StopFlag
 
 
 def weights(model): return {k: v.clone() for k,v in model.state_dict().items()}
@@ -101,7 +104,7 @@ def test_resume_needs_the_random_state(tmp_path, monkeypatch):
     def stop(s):
         if s == 11: raise RuntimeError
     with pytest.raises(RuntimeError): toy.run(tmp_path/'b', stop, dropout=True)
-    monkeypatch.setattr(training, '_set_random_state', lambda *a: None)
+    monkeypatch.setattr(training_checkpoint, '_set_random_state', lambda *a: None)
     assert not same(whole, weights(toy.run(tmp_path/'b', dropout=True)[0]))
 
 
@@ -161,16 +164,16 @@ def test_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
 
 def test_disk_full_in_the_middle_of_a_checkpoint(tmp_path, monkeypatch):
     whole = weights(toy.run(tmp_path/'a')[0])
-    real, n = training.save_file, iter(range(10**6))
+    real, n = training_checkpoint.save_file, iter(range(10**6))
     def full(tensors, path, meta):
         if next(n) < 3: return real(tensors, path, meta)
         Path(path).write_bytes(b'half a checkpoint')
         raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr(training, 'save_file', full)
+    monkeypatch.setattr(training_checkpoint, 'save_file', full)
     with pytest.raises(RunError, match='cannot be written .No space left on device.*free space'): toy.run(tmp_path/'b')
     assert sorted(p.name for p in (tmp_path/'b/checkpoints').iterdir()) == ['best.safetensors', 'last.safetensors']
     load_tensors(tmp_path/'b/checkpoints/last.safetensors')
-    monkeypatch.setattr(training, 'save_file', real)
+    monkeypatch.setattr(training_checkpoint, 'save_file', real)
     assert same(whole, weights(toy.run(tmp_path/'b')[0]))
 
 

@@ -14,16 +14,18 @@ from checkout import ROOT
 from tiny_grid import ini
 from vfassoc.cli import main
 from vfassoc.core import CorpusError, read_json
+from vfassoc.corpus.layout import read_metadata, read_splits
 from vfassoc.corpus.manifest import scan
 from vfassoc.corpus.packed import load_pack
-from vfassoc.corpus.tree import read_metadata, read_splits
-from vfassoc.evaluation.listed import BASELINES, baseline_run, listed_media
-from vfassoc.evaluation.lists import read_lists
+from vfassoc.corpus.voxceleb1 import read_index, read_split_tables, shared_people, split_counts, write_splits
+from vfassoc.evaluation.protocol import ProtocolConfig
 from vfassoc.evaluation.published import claims, evaluate_lists, list_table, resolve_lists
-from vfassoc.evaluation.protocols import AttributeScorer, ProtocolConfig
-from vfassoc.reports.tables import percent
-from vfassoc.evaluation.trials import Matching, Retrieval, Verification, matching, retrieval, same_video_share, verification
-from vfassoc.corpus.voxceleb import read_index, read_split_tables, shared_people, split_counts, write_splits
+from vfassoc.evaluation.run_published import BASELINES, baseline_run, listed_media
+from vfassoc.evaluation.scorers import AttributeScorer
+from vfassoc.evaluation.trial_files import read_lists
+from vfassoc.evaluation.trials import (Matching, Retrieval, Verification, matching, retrieval, same_video_share,
+                                       verification)
+from vfassoc.experiments.tables import percent
 
 
 @pytest.fixture(scope='module')

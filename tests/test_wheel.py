@@ -29,7 +29,7 @@ def python(wheel, tmp_path_factory):
     (folder/'dependencies.pth').write_text('\n'.join(site.getsitepackages()) + '\n')
     return python
 
-REPORTS = {f'vfassoc/reports/notebooks/{p.name}': p for p in sorted((ROOT/'nbs'/'reports').glob('*.ipynb'))}
+REPORTS = {f'vfassoc/experiments/notebooks/{p.name}': p for p in sorted((ROOT/'nbs'/'reports').glob('*.ipynb'))}
 
 def test_holds_the_library_and_its_reports_and_nothing_else(wheel):
     inside = {n for n in zipfile.ZipFile(wheel).namelist() if '.dist-info/' not in n}
@@ -68,11 +68,12 @@ import sys
 from pathlib import Path
 from vfassoc.core import Settings
 from vfassoc.corpus.manifest import summary
-from vfassoc.corpus.synthetic import SynthConfig, write_corpus
-from vfassoc.evaluation.runs import evaluate_run
-from vfassoc.recipes import load_recipe, open_corpus, train
-from vfassoc.reports.runner import run_report
-from vfassoc.reports.tables import as_text, paper_table, read_scores
+from vfassoc.evaluation.run import evaluate_run
+from vfassoc.experiments.runner import run_report
+from vfassoc.experiments.tables import as_text, paper_table, read_scores
+from vfassoc.synthetic.corpus import SynthConfig, write_corpus
+from vfassoc.training.recipes import load_recipe
+from vfassoc.training.run import open_corpus, train
 
 def main():
     s = Settings(data=Path('data'), runs=Path('runs'), figures=Path('figures'), device='cpu', workers=1)

@@ -6,8 +6,8 @@ from bs4 import BeautifulSoup
 from checkout import ROOT
 from hostile import ODD, unsafe
 from vfassoc.core import Settings
-from vfassoc.evaluation.grid import Grid, run_grid
-from vfassoc.reports.runner import run_report
+from vfassoc.experiments.runner import run_report
+from vfassoc.experiments.sweeps import Grid, run_grid
 
 SYNTH = dict(identities=24, videos_per_identity=3, seconds=1., frames=1, size=40, train=.5, valid=.17)
 CHANGES = {'corpus': 'tiny', 'data.seconds': 1., 'data.size': 32, 'model.dim': 8, 'train.samples': 96, 'train.batch_size': 8, 'train.warmup': 8, 'train.trace': True}

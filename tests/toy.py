@@ -6,9 +6,10 @@ import torch
 from safetensors.torch import save_file
 
 from vfassoc.core import RunFolder, rng_for, seed_everything, world
-from vfassoc.encoders import ModelConfig, VoiceFaceModel
-from vfassoc.methods.catalog import build_method
-from vfassoc.training import TrainConfig, fit, make_accelerator
+from vfassoc.methods.registry import build_method
+from vfassoc.models.two_tower import ModelConfig, VoiceFaceModel
+from vfassoc.training.config import TrainConfig
+from vfassoc.training.loop import fit, make_accelerator
 
 N, BATCH = 48, 8
 METHODS = {'cid': {'name': 'cid'}, # the warm-up of the others ends in the first epoch

@@ -5,7 +5,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vfassoc import __version__
-from vfassoc.core import ConfigError, RunError, Terminated, VfassocError, end_workers, load_settings, printable, require, to_dict, user_path
+from vfassoc.core import (ConfigError, RunError, Terminated, VfassocError, end_workers, load_settings, printable,
+                          require, to_dict, user_path)
 
 START = """\
 Voice-face association: given a voice, which face; given a face, which voice.
@@ -25,7 +26,7 @@ WAIT = 'if another command writes where this one is to write, wait until it has 
 
 def changes(pairs, where):
     "['train.seed=3'] to {'train.seed': 3}."
-    from vfassoc.recipes import parse_value
+    from vfassoc.training.recipes import parse_value
     out = {}
     for p in pairs or ():
         key, eq, value = p.partition('=')
@@ -36,17 +37,17 @@ def changes(pairs, where):
 
 def synth(a, s):
     from vfassoc.core import from_dict
-    from vfassoc.corpus.synthetic import SynthConfig, write_corpus
-    from vfassoc.recipes import corpus_path
+    from vfassoc.synthetic.corpus import SynthConfig, write_corpus
+    from vfassoc.training.run import corpus_path
     root = corpus_path(a.corpus, s)
     write_corpus(root, from_dict(SynthConfig, {'seed': s.seed, **changes(a.set, 'synth')}, 'synth'), s.workers)
     print(root)
 
 
 def prepare(a, s):
+    from vfassoc.corpus.layout import hints
     from vfassoc.corpus.manifest import findings, summary
-    from vfassoc.corpus.tree import hints
-    from vfassoc.recipes import open_corpus
+    from vfassoc.training.run import open_corpus
     m = open_corpus(a.corpus, s, a.check, a.shared)
     print(f'{m.root}\n\n{summary(m).to_string()}\n')
     odd = findings(m)
@@ -55,8 +56,8 @@ def prepare(a, s):
 
 
 def voxceleb1(a, s):
-    from vfassoc.corpus.voxceleb import GUIDE, divided, missing_media, read_index, read_split_tables
-    from vfassoc.recipes import corpus_path, open_corpus
+    from vfassoc.corpus.voxceleb1 import GUIDE, divided, missing_media, read_index, read_split_tables
+    from vfassoc.training.run import corpus_path, open_corpus
     if not a.corpus: return print(GUIDE, end='')
     if bool(a.tables) != bool(a.output): raise ConfigError('voxceleb1: --tables FOLDER and -o NAME belong together')
     if a.tables:
@@ -70,18 +71,17 @@ def voxceleb1(a, s):
 
 def pack(a, s):
     from vfassoc.core import from_dict
-    from vfassoc.corpus.packed import PackConfig
-    from vfassoc.corpus.packed import pack as run
-    from vfassoc.recipes import corpus_path, open_corpus
+    from vfassoc.corpus.packed import PackConfig, pack as run
+    from vfassoc.training.run import corpus_path, open_corpus
     cfg = from_dict(PackConfig, changes(a.set, 'pack'), 'pack')
     print(run(open_corpus(a.corpus, s), corpus_path(a.output, s), cfg, s.workers))
 
 
 def lists(a, s):
-    from vfassoc.evaluation.lists import read_lists
-    from vfassoc.evaluation.listed import baseline_run, corpus_lists, listed_media
     from vfassoc.evaluation.published import list_table, resolve_lists
-    from vfassoc.recipes import open_corpus, run_path
+    from vfassoc.evaluation.run_published import baseline_run, corpus_lists, listed_media
+    from vfassoc.evaluation.trial_files import read_lists
+    from vfassoc.training.run import open_corpus, run_path
     if bool(a.corpus) == bool(a.meta): raise ConfigError('lists: give either --corpus NAME, or --meta vox1_meta.csv for the lists alone')
     if a.baseline:
         if not a.meta: raise ConfigError('lists: --baseline needs --meta vox1_meta.csv')
@@ -101,13 +101,13 @@ def lists(a, s):
 
 
 def identity_names(meta):
-    from vfassoc.corpus.tree import read_metadata
+    from vfassoc.corpus.layout import read_metadata
     d = read_metadata(meta)
     return dict(zip(d['name'], d.index))
 
 
 def features(a, s):
-    from vfassoc.cache import make_features
+    from vfassoc.training.extract import make_features
     options, weights = changes(a.set, 'features'), {p.partition('=')[0]: p.partition('=')[2] for p in a.set or () if '_weights=' in p} # a path may look like a number
     known = ('voice_weights', 'face_weights', 'seconds', 'size')
     if unknown := sorted(set(options) - set(known)): raise ConfigError(f'features: unknown option {unknown[0]!r}; known: {", ".join(known)}')
@@ -115,8 +115,8 @@ def features(a, s):
 
 
 def train(a, s):
-    from vfassoc.recipes import load_recipe, run_path
-    from vfassoc.recipes import train as run
+    from vfassoc.training.recipes import load_recipe
+    from vfassoc.training.run import run_path, train as run
     c = changes(a.set, 'train') | ({'corpus': a.corpus} if a.corpus else {})
     recipe = load_recipe(a.recipe, {'train.seed': s.seed, **c})
     if a.show: return print(json.dumps(to_dict(recipe), indent=1))
@@ -128,9 +128,8 @@ def train(a, s):
 
 
 def cost(a, s):
-    from vfassoc.cost import CMPC_SPLIT, FAA_SPLIT, disk
-    from vfassoc.cost import cost as count
-    from vfassoc.recipes import load_recipe
+    from vfassoc.training.flops import CMPC_SPLIT, FAA_SPLIT, cost as count, disk
+    from vfassoc.training.recipes import load_recipe
     recipe = load_recipe(a.recipe, changes(a.set, 'cost'))
     require(0 < a.tera < 1e9, 'cost', 'tera', a.tera, 'above 0, below 1e9')
     size = FAA_SPLIT if recipe.method['name'] == 'faa' else CMPC_SPLIT
@@ -139,13 +138,13 @@ def cost(a, s):
 
 
 def evaluate(a, s):
-    from vfassoc.evaluation.runs import evaluate_run
-    from vfassoc.recipes import run_path
-    from vfassoc.reports.tables import as_text, paper_table, read_scores
+    from vfassoc.evaluation.run import evaluate_run
+    from vfassoc.experiments.tables import as_text, paper_table, read_scores
+    from vfassoc.training.run import run_path
     c = changes(a.set, 'evaluate')
     paths = [run_path(r, s) for r in a.run]
     if a.lists:
-        from vfassoc.evaluation.listed import evaluate_on_lists
+        from vfassoc.evaluation.run_published import evaluate_on_lists
         for p in paths: evaluate_on_lists(p, a.lists, s, c, a.corpus or '', a.strict)
     elif a.strict: raise ConfigError('evaluate: --strict belongs to --lists')
     else:
@@ -154,8 +153,8 @@ def evaluate(a, s):
 
 
 def grid(a, s):
-    from vfassoc.evaluation.grid import OK, load_grid, run_grid
-    from vfassoc.recipes import run_path
+    from vfassoc.experiments.sweeps import OK, load_grid, run_grid
+    from vfassoc.training.run import run_path
     path = run_path(a.run or Path(a.grid).stem, s)
     t = run_grid(load_grid(a.grid, changes(a.set, 'grid')), path, s, a.jobs, a.scheduler)
     bad = t[~t.result.isin(OK)]
@@ -164,8 +163,8 @@ def grid(a, s):
 
 
 def report(a, s):
-    from vfassoc.recipes import run_path
-    from vfassoc.reports.runner import declared, find_report, parse_parameters, result_name, run_report
+    from vfassoc.experiments.runner import declared, find_report, parse_parameters, result_name, run_report
+    from vfassoc.training.run import run_path
     nb = find_report(a.name)
     given = parse_parameters(nb, a.parameter or [])
     if a.grid: given['grid'] = str(run_path(a.grid, s).resolve())

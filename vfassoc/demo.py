@@ -1,16 +1,17 @@
 """The main job, end to end, on a corpus it draws itself. Plumbing, written by hand (not exported): every step is one call."""
 import time
 
-from vfassoc.cache import make_features
 from vfassoc.core import Settings, claim
 from vfassoc.corpus.manifest import summary
-from vfassoc.corpus.synthetic import SynthConfig, write_corpus
-from vfassoc.evaluation.runs import evaluate_run
-from vfassoc.recipes import load_recipe, open_corpus, train
-from vfassoc.reports.runner import find_report, run_report
-from vfassoc.reports.tables import as_text, paper_table, read_scores
-from vfassoc.sources import features_path
-from vfassoc.training import interruption
+from vfassoc.corpus.source import features_path
+from vfassoc.evaluation.run import evaluate_run
+from vfassoc.experiments.runner import find_report, run_report
+from vfassoc.experiments.tables import as_text, paper_table, read_scores
+from vfassoc.synthetic.corpus import SynthConfig, write_corpus
+from vfassoc.training.extract import make_features
+from vfassoc.training.loop import interruption
+from vfassoc.training.recipes import load_recipe
+from vfassoc.training.run import open_corpus, train
 
 CORPUS = SynthConfig(identities=400) # 280 people to learn from, 40 to choose the checkpoint by, 80 to be tested on
 RECIPES = ('demo', 'cmpc-demo', 'faa-demo') # trained one after another, each into runs/NAME; FAA on the features of the first
