@@ -23,7 +23,7 @@ os.environ.update(OMP_NUM_THREADS=str(args.threads), OMP_WAIT_POLICY='PASSIVE')
 import torch
 import torch.nn.functional as F
 
-from vfassoc.clustering.memory import Memory, RhoBuffer
+from vfassoc.clustering.memory import Memory, ScalarMemory
 from vfassoc.methods.registry import build_method
 from vfassoc.models.two_tower import ModelConfig, VoiceFaceModel
 from vfassoc.training.loop import reduce_rows
@@ -60,7 +60,7 @@ class LookingMemory(Looking, Memory):
         self.seen[idx] = True
 
 
-class LookingRho(Looking, RhoBuffer):
+class LookingRho(Looking, ScalarMemory):
     @torch.no_grad()
     def update(self, rho, idx):
         rho, idx = self.arrive(rho, idx, unknown=True)

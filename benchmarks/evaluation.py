@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score
 
-from vfassoc.evaluation.intervals import (bootstrap, interval, linear_statistic, matching_effect, pair_statistic,
-                                          ranking_effect)
-from vfassoc.evaluation.metrics import accuracy, auc, rank_gallery
+from vfassoc.evaluation.intervals import (bootstrap, interval, influence_statistic, matching_influence, pair_statistic,
+                                          ranking_influence)
+from vfassoc.evaluation.metrics import matching_accuracy, auc, rank_gallery
 from vfassoc.evaluation.protocol import ProtocolConfig, evaluate
 from vfassoc.evaluation.scorers import CosineScorer, Embeddings
 from vfassoc.evaluation.trials import Retrieval, matching, retrieval, verification
@@ -86,7 +86,7 @@ def speed(a):
             elif hasattr(t, 'label'): auc(t.label, scorer.pairs(t.voice, t.face))
             else:
                 pair = (np.repeat(t.probe, 2), t.candidates.ravel())[::1 if t.direction == 'v2f' else -1]
-                accuracy(scorer.pairs(*pair).reshape(-1, 2))
+                matching_accuracy(scorer.pairs(*pair).reshape(-1, 2))
     def evaluate_gallery(scorer, t, voices, faces):
         a, b = (voices, faces) if t.direction == 'v2f' else (faces, voices)
         code = {p: i for i, p in enumerate(sorted(set(a.identity)))}
@@ -129,7 +129,7 @@ def statistics(g, v, f, person, each):
     who, s = trials(g, v, f, person, each)
     y, pair = np.repeat([1, 0], len(s)), s[:, :2].T.ravel()
     r = rank_gallery(v @ f.T, person, person, ks=(1, 5), people=person[-1] + 1, workers=1)
-    return who, s, y, pair, r, {'AUC': auc(y, pair), '1:2': accuracy(s[:, :2]), '1:10': accuracy(s), 'mAP': r.value('map'), 'R@5': r.value('recall@5'), 'MRR': r.value('mrr')}
+    return who, s, y, pair, r, {'AUC': auc(y, pair), '1:2': matching_accuracy(s[:, :2]), '1:10': matching_accuracy(s), 'mAP': r.value('map'), 'R@5': r.value('recall@5'), 'MRR': r.value('mrr')}
 
 def coverage(a):
     rows = []
@@ -148,12 +148,12 @@ def coverage(a):
                 for k in (2, 10):
                     right = s[:, 0] > s[:, 1:k].max(1)
                     probe = np.bincount(who[:, 0], right - right.mean())/len(right)
-                    for name, T in (('probe', probe), ('people', matching_effect(s[:, :k], who[:, :k], people))):
-                        found[f'1:{k}', name] = draw(linear_statistic(right.mean(), T))
+                    for name, T in (('probe', probe), ('people', matching_influence(s[:, :k], who[:, :k], people))):
+                        found[f'1:{k}', name] = draw(influence_statistic(right.mean(), T))
                 for m, name in (('map', 'mAP'), ('recall@5', 'R@5'), ('mrr', 'MRR')):
-                    T = ranking_effect(r, m)
-                    found[name, 'people'] = draw(linear_statistic(r.value(m), T))
-                    found[name, 'probe'] = draw(linear_statistic(r.value(m), T - r.pull[m]))
+                    T = ranking_influence(r, m)
+                    found[name, 'people'] = draw(influence_statistic(r.value(m), T))
+                    found[name, 'probe'] = draw(influence_statistic(r.value(m), T - r.pull[m]))
                 for (m, name), x in found.items():
                     _, low, high = interval(value[m], x)
                     rows.append((kind, people, m, name, low <= truth[m] <= high, high - low, value[m]))

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
 
-from vfassoc.clustering.kmeans import _keops_works, _matrix_units, kmeans, recluster
+from vfassoc.clustering.kmeans import _keops_works, _matrix_units, kmeans, warm_start_kmeans
 from vfassoc.core import rng_for
 
 warnings.simplefilter('ignore')
@@ -158,12 +158,12 @@ def warm_against_cold(x, ks):
     noise = torch.from_numpy(rng_for(1, 'move').standard_normal(x.shape, dtype=np.float32)).to(x)/x.shape[1]**.5
     y = F.normalize(x + .25*noise, dim=1)
     print(f'warm against cold: rows moved to cosine {float((x*y).sum(1).mean()):.3f}, tolerance 1e-3, cosine metric')
-    old = recluster(x, ks)
+    old = warm_start_kmeans(x, ks)
     for name, some in [*((f'K = {k}', (k,)) for k in ks), ('all K', ks)]:
         times, ratios = [], []
         for rep in range(REPEATS):
-            a, cold = clock(lambda: recluster(y, some, seed=rep + 1))
-            b, warm = clock(lambda: recluster(y, some, old, seed=rep + 1))
+            a, cold = clock(lambda: warm_start_kmeans(y, some, seed=rep + 1))
+            b, warm = clock(lambda: warm_start_kmeans(y, some, old, seed=rep + 1))
             times.append((a, b)); ratios.append(b/a)
         j = [sum(c.inertia for c in cl) for cl in (cold, warm)]
         it = ['/'.join(str(c.iterations) for c in cl) for cl in (cold, warm)]

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from PIL import Image, ImageFilter
 
-from vfassoc.corpus.dataset import GlobalBatches, PairDataset, make_loader
+from vfassoc.corpus.dataset import DistributedBatchSampler, PairDataset, make_loader
 from vfassoc.corpus.manifest import scan
 
 
@@ -35,7 +35,7 @@ class Epochs:
     def __init__(self, n, epochs): self.n, self.epochs = n, epochs
     def __len__(self): return self.epochs*(self.n//64)
     def __iter__(self):
-        for e in range(self.epochs): yield from GlobalBatches(self.n, 64, 0, e)
+        for e in range(self.epochs): yield from DistributedBatchSampler(self.n, 64, 0, e)
 
 
 def main():

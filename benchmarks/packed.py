@@ -14,7 +14,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from vfassoc.corpus.dataset import GlobalBatches, PairDataset, make_loader
+from vfassoc.corpus.dataset import DistributedBatchSampler, PairDataset, make_loader
 from vfassoc.corpus.manifest import scan
 from vfassoc.corpus.packed import PackConfig, load_pack, pack
 
@@ -50,7 +50,7 @@ if __name__ == '__main__':
                 for name, m in forms.items():
                     data = PairDataset(m, 'train', 5., a.size)
                     t, n = time.perf_counter(), 0
-                    plan = [b for epoch in range(8) for b in GlobalBatches(len(data), 120, 0, epoch)] # one loader for all of them: an epoch of VoxCeleb1 has 16,000 videos
+                    plan = [b for epoch in range(8) for b in DistributedBatchSampler(len(data), 120, 0, epoch)] # one loader for all of them: an epoch of VoxCeleb1 has 16,000 videos
                     for v, f, idx in make_loader(data, plan, workers): n += len(idx)
                     rates[name].append(n/(time.perf_counter() - t))
             base = np.median(rates['loose files'])

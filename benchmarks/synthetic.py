@@ -9,7 +9,7 @@ import numpy as np
 
 from vfassoc.synthetic.corpus import FACE_COLUMNS, VOICE_COLUMNS, SynthConfig, draw_truth, write_corpus
 from vfassoc.synthetic.face import draw_pose, draw_scene, face_of
-from vfassoc.synthetic.population import Oracle, Planted
+from vfassoc.synthetic.population import Oracle, PopulationModel
 from vfassoc.synthetic.render import render
 from vfassoc.synthetic.voice import draw_room, record, speak, voice_of
 
@@ -31,7 +31,7 @@ def parts():
     said, taken = best(lambda: speak(voice, 3, rng)), best(lambda: record(x, room, rng))
     set_up, drawn = best(lambda: draw_scene(rng, 112)), best(lambda: render(face, scene, pose, 112, rng))
     print(f'CPU: voice of 3 s {said:.1f} ms, room {taken:.1f} ms, scene {set_up:.1f} ms, 3 frames {drawn:.1f} ms')
-    oracle, v, f = Oracle.of(Planted()), rng.standard_normal((4000, 11)), rng.standard_normal((4000, 22))
+    oracle, v, f = Oracle.of(PopulationModel()), rng.standard_normal((4000, 11)), rng.standard_normal((4000, 22))
     print(f'oracle 4000 x 4000: {best(lambda: oracle.block(v, f), 3)/1e3:.2f} s of CPU')
 
 def corpus(workers, videos):

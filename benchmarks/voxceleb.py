@@ -38,10 +38,10 @@ def lists(folder, metadata):
     mark(f'{len(voices):,} voices, {len(faces):,} faces: vectors of 512 drawn')
     scorer = CosineScorer(emb, own=True)
     mark('unit vectors')
-    fewest, protocols.FEWEST = protocols.FEWEST, 10**9
+    fewest, protocols.MIN_IDENTITIES = protocols.MIN_IDENTITIES, 10**9
     evaluate_lists(scorer, found, voices, faces, ProtocolConfig(candidates=(2,)), [], quiet=True)
     mark('all scores, without intervals')
-    protocols.FEWEST = fewest
+    protocols.MIN_IDENTITIES = fewest
     r = evaluate_lists(scorer, found, voices, faces, ProtocolConfig(candidates=(2,)), [], quiet=True)
     mark('all scores again, with intervals (1,000 draws of people)')
     print(f'scores from vectors: {marks[2][1] + marks[3][1]:.1f} s (aim: 20 s); intervals add {marks[4][1] - marks[3][1]:.1f} s (aim: 60 s); peak {peak():.2f} GB (aim: 2 GB)')

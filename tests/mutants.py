@@ -80,16 +80,16 @@ class Mutant:
 
 MUTANTS = [
     Mutant('contrastive', 'CID in one direction only',
-           ' + instance_contrast(f, gather_rows(v), target, tau)', '',
+           ' + info_nce(f, gather_rows(v), target, tau)', '',
            'test_cid_adds_both_directions', by='both'),
     Mutant('contrastive', 'eq. (1) without its temperature',
            'candidates.float().T / tau', 'candidates.float().T',
            'test_cid_adds_both_directions test_tau_reaches_the_prototypes'),
     Mutant('contrastive', 'voices against voices',
-           'instance_contrast(v, gather_rows(f), target', 'instance_contrast(v, gather_rows(v), target',
+           'info_nce(v, gather_rows(f), target', 'info_nce(v, gather_rows(v), target',
            'test_cid_adds_both_directions'),
     Mutant('contrastive', 'rows of every process are those of the first',
-           ' + world()[0]*len(v)', '',
+           ' + rank_and_world()[0]*len(v)', '',
            'test_gathered_loss_and_gradient_equal_one_process'),
 
     Mutant('baselines', 'margin triplet turned round',
@@ -354,7 +354,7 @@ MUTANTS = [
            'if self.cfg.recalibration else None', 'if False else None',
            'test_prototypes_are_those_of_the_other_modality'),
     Mutant('cmpc', 'the warm-up counts batches',
-           'self.seen += len(v)*world()[1]\n        return loss, w', 'self.seen += 1\n        return loss, w',
+           'self.seen += len(v)*rank_and_world()[1]\n        return loss, w', 'self.seen += 1\n        return loss, w',
            'test_the_warm_up_counts_samples'),
     Mutant('cmpc', 'released: prototypes one batch late',
            'self.batches % cfg.every == 0', 'self.batches % cfg.every == 1',
@@ -376,7 +376,7 @@ MUTANTS = [
            'test_matching_has_the_pair_and_its_hardest_negatives '
            'test_delta_weighs_the_alignment_and_every_batch_draws_its_negatives'),
     Mutant('faa', 'the same negatives in every batch',
-           'draws(cfg.seed, self.batches,', 'draws(cfg.seed, 0,',
+           'gumbel_noise(cfg.seed, self.batches,', 'gumbel_noise(cfg.seed, 0,',
            'test_matching_has_the_pair_and_its_hardest_negatives '
            'test_delta_weighs_the_alignment_and_every_batch_draws_its_negatives'),
 
@@ -601,7 +601,7 @@ MUTANTS = [
            "if t.same_video == 'exclude' else None", 'if False else None',
            'test_excluded_videos_are_excluded_everywhere'),
     Mutant('protocols', 'intervals for two people',
-           'FEWEST = 5', 'FEWEST = 1',
+           'MIN_IDENTITIES = 5', 'MIN_IDENTITIES = 1',
            'test_few_people_have_no_interval'),
     Mutant('protocols', 'an oracle that does not know the stratum',
            "oracle.given(self.stratum) if hasattr(oracle, 'given') else oracle", 'oracle',

@@ -11,7 +11,7 @@ from test_corpus_bad_input import face, noise, one_line, relative, root, scan, v
 from vfassoc.core import CorpusError, VfassocError
 from vfassoc.corpus.audio import probe_audio, read_audio
 from vfassoc.corpus.faces import UNCROPPED, probe_face
-from vfassoc.corpus.manifest import findings, load_or_scan
+from vfassoc.corpus.manifest import issues, load_or_scan
 from vfassoc.corpus.layout import CONVERT, MEDIA, conversion, hints
 
 # ---- other forms
@@ -70,7 +70,7 @@ def test_long_clips_are_counted(root):
     m = scan(root)
     key, = (k for k in m.report if 'longer than 60 s' in k)
     assert m.report[key] == [f'{relative(voice(root).with_name("00008.wav"), root)} (61 s)'] and len(m.media('voice')) == 18
-    assert findings(m).set_index('what').loc[key, 'count'] == 1
+    assert issues(m).set_index('what').loc[key, 'count'] == 1
 
 @pytest.mark.parametrize('size, far', [((144, 144), False), ((120, 90), True), ((100, 80), False), ((640, 480), True), ((90, 120), True), ((999, 999), False), ((1200, 1200), True)])
 def test_photos_that_are_no_face_crop_are_counted(root, size, far):
@@ -79,7 +79,7 @@ def test_photos_that_are_no_face_crop_are_counted(root, size, far):
     m = scan(root)
     key, = (k for k in m.report if UNCROPPED in k)
     assert m.report[key] == [relative(face(root), root)]*far and not m.report['repaired'] and len(m.media('face')) == 16
-    assert (findings(m).what == key).any() == far
+    assert (issues(m).what == key).any() == far
 
 def test_a_grey_photo_is_both(root):
     Image.new('L', (640, 480)).save(face(root))

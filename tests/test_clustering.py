@@ -12,11 +12,11 @@ from sklearn.cluster import KMeans
 
 import vfassoc.clustering.kmeans as C
 import vfassoc.clustering.nearest as N
-from vfassoc.clustering.kmeans import Clusters, kmeans, kmeans_plusplus, recluster
+from vfassoc.clustering.kmeans import Clusters, kmeans, kmeans_plusplus, warm_start_kmeans
 from vfassoc.clustering.memory import Memory
-from vfassoc.clustering.quality import mutual_information, purity
+from vfassoc.clustering.quality import nmi, purity
 from vfassoc.core import ConfigError, RunError, rng_for
-from vfassoc.losses.released_cmpc import density, released_kmeans
+from vfassoc.losses.released_cmpc import concentration, released_kmeans
 
 
 def planted(n=600, groups=30, d=24, seed=0, noise=1., unit=True):
@@ -81,8 +81,8 @@ def test_projected_products_give_the_same_clusters(metric, monkeypatch):
     "From k-means++, from centroids with empty clusters among them, and warm; and they are really projected."
     g, made = torch.Generator().manual_seed(3), []
     x = torch.randn(3000, 12, generator=g)@torch.randn(12, 192, generator=g)/4 + .1*torch.randn(3000, 192, generator=g)
-    flat = N._Projected.__init__
-    monkeypatch.setattr(N._Projected, '__init__', lambda self, rows, width, which=None: made.append(which) or flat(self, rows, width, which))
+    flat = N._LowRankProduct.__init__
+    monkeypatch.setattr(N._LowRankProduct, '__init__', lambda self, rows, width, which=None: made.append(which) or flat(self, rows, width, which))
     far = torch.cat([x[:50], 30 + torch.zeros(10, 192)])
     warm = kmeans(x, 60, metric, seed=2, precision='float32', max_iter=2)
     for start in (None, far, warm):
@@ -251,10 +251,10 @@ def test_rows_that_cancel_out_leave_the_centroid_where_it_was():
 def test_warm_start_needs_less_and_ends_no_worse():
     x, _ = planted(3000, 100, 48)
     y = F.normalize(x + .25*torch.randn(x.shape, generator=torch.Generator().manual_seed(9))/48**.5, dim=1)
-    old = recluster(x, (40, 120))
-    for cold, warm in zip(recluster(y, (40, 120), seed=1), recluster(y, (40, 120), old)):
+    old = warm_start_kmeans(x, (40, 120))
+    for cold, warm in zip(warm_start_kmeans(y, (40, 120), seed=1), warm_start_kmeans(y, (40, 120), old)):
         assert warm.iterations < cold.iterations and warm.inertia < 1.005*cold.inertia
-    for a, b in zip(old, recluster(x, (40, 120), old, tol=0)): assert b.inertia <= a.inertia*(1 + 1e-6)
+    for a, b in zip(old, warm_start_kmeans(x, (40, 120), old, tol=0)): assert b.inertia <= a.inertia*(1 + 1e-6)
 
 
 def test_warm_start_begins_with_the_old_assignment():
@@ -271,21 +271,21 @@ def test_rows_seen_first_take_part_and_rows_unseen_do_not():
     memory, (x, _) = Memory(400, 12), planted(400, 20, 12)
     memory.update(x[:200], torch.arange(200))
     rows, idx = memory.seen_rows()
-    first = recluster(rows, (10, 20), idx=idx, n=400)
+    first = warm_start_kmeans(rows, (10, 20), idx=idx, n=400)
     for c in first:
         assert len(c.assign) == len(c.sim) == 400
         assert (c.assign[200:] == -1).all() and (c.sim[200:] == 0).all() and (c.assign[:200] >= 0).all()
     memory.update(x[150:300], torch.arange(150, 300))
     rows, idx = memory.seen_rows()
-    for c in recluster(rows, (10, 20), first, idx=idx, n=400):
+    for c in warm_start_kmeans(rows, (10, 20), first, idx=idx, n=400):
         assert (c.assign[:300] >= 0).all() and (c.assign[300:] == -1).all()
         assert torch.equal(c.assign[idx], (rows@c.centroids.T).argmax(1))
 
 
 def test_a_new_k_starts_cold():
     x, _ = planted()
-    old = recluster(x, (10,))
-    assert [c.k for c in recluster(x, (10, 20), old)] == [10, 20]
+    old = warm_start_kmeans(x, (10,))
+    assert [c.k for c in warm_start_kmeans(x, (10, 20), old)] == [10, 20]
 
 
 def test_state_goes_through_a_file(tmp_path):
@@ -338,12 +338,12 @@ def test_a_broken_keops_is_one_line_too(monkeypatch, capsys):
 
 def test_auto_is_what_was_measured(monkeypatch):
     monkeypatch.setattr(C, '_matrix_units', lambda device: True)
-    assert C.choose(21_063, 1500, 512) == ('dense', 'bf16') and C.choose(21_063, 1500, 512, 'cuda') == ('dense', 'bf16')
-    assert C.choose(21_063, 1500, 8) == ('dense', 'float32') and C.choose(21_063, 500, 3) == ('dense', 'float32')
-    assert C.choose(200_000, 500, 3) == ('keops', 'float32') and C.choose(200_000, 500, 3, 'cuda')[0] == 'dense'
+    assert C.select_backend(21_063, 1500, 512) == ('dense', 'bf16') and C.select_backend(21_063, 1500, 512, 'cuda') == ('dense', 'bf16')
+    assert C.select_backend(21_063, 1500, 8) == ('dense', 'float32') and C.select_backend(21_063, 500, 3) == ('dense', 'float32')
+    assert C.select_backend(200_000, 500, 3) == ('keops', 'float32') and C.select_backend(200_000, 500, 3, 'cuda')[0] == 'dense'
     monkeypatch.setattr(C, '_matrix_units', lambda device: False)
-    assert C.choose(21_063, 1500, 512) == ('dense', 'projected') and C.choose(21_063, 1500, 512, 'cuda') == ('dense', 'float32')
-    assert C.choose(21_063, 1500, 128) == C.choose(300, 20, 512) == ('dense', 'float32')
+    assert C.select_backend(21_063, 1500, 512) == ('dense', 'projected') and C.select_backend(21_063, 1500, 512, 'cuda') == ('dense', 'float32')
+    assert C.select_backend(21_063, 1500, 128) == C.select_backend(300, 20, 512) == ('dense', 'float32')
 
 
 def test_auto_does_not_touch_keops(monkeypatch):
@@ -360,7 +360,7 @@ def test_released_kmeans_and_densities_are_those_of_the_public_code(k):
     d = {n: torch.from_numpy(v) for n,v in np.load(Path(shared, 'golden', 'released_kmeans.npz')).items()}
     got, distance = released_kmeans(d['x'], k, iters=20)
     assert torch.equal(got.assign, d[f'assign_{k}'])
-    for a, name in ((got.centroids, 'centroids'), (distance, 'squared_distance'), (density(got, distance), 'phi')):
+    for a, name in ((got.centroids, 'centroids'), (distance, 'squared_distance'), (concentration(got, distance), 'phi')):
         want = d[f'{name}_{k}']
         assert ((a - want).norm()/want.norm()).item() < 1e-5, name
 
@@ -381,13 +381,13 @@ def test_released_kmeans_drops_an_empty_cluster():
     c, d2 = released_kmeans(x, 6)
     count = torch.bincount(c.assign, minlength=6)
     assert count[1] == 0 and (c.centroids[1] == 0).all() and c.centroids.isfinite().all()
-    phi = density(c, d2)
+    phi = concentration(c, d2)
     assert phi.isfinite().all() and (phi > 0).all() and abs(phi.mean().item() - .2) < 1e-6
 
 
 def test_density_of_coinciding_rows_is_the_mean():
     c = Clusters(torch.zeros(2, 2), torch.tensor([0, 0, 1, 1]), torch.zeros(4), torch.zeros(1))
-    assert torch.allclose(density(c, torch.zeros(4)), torch.full((2,), .2))
+    assert torch.allclose(concentration(c, torch.zeros(4)), torch.full((2,), .2))
 
 
 # ---- prototypes and people
@@ -395,8 +395,8 @@ def test_density_of_coinciding_rows_is_the_mean():
 def test_purity_and_mutual_information():
     assert purity([0, 0, 1, 1, -1], ['a', 'b', 'c', 'c', 'd']) == .75
     assert purity(torch.arange(4), list('aabb')) == 1. and purity([0]*4, list('aabb')) == .5
-    assert mutual_information([1, 1, 0, 0, -1], list('aabbb')) == pytest.approx(1.)
-    assert mutual_information([0, 1, 0, 1], list('aabb')) == pytest.approx(0., abs=1e-9)
+    assert nmi([1, 1, 0, 0, -1], list('aabbb')) == pytest.approx(1.)
+    assert nmi([0, 1, 0, 1], list('aabb')) == pytest.approx(0., abs=1e-9)
 
 
 # ---- bad input
@@ -423,8 +423,8 @@ ZERO[[3, 7]] = 0; NAN[5, 1] = torch.nan; INF[2, 0] = torch.inf
     (lambda: kmeans(X, 5, start=NAN[3:8]), RunError, 'all finite'),
     (lambda: kmeans(X, (5, 6), start=[None]), ConfigError, 'one for each of the 2 k'),
     (lambda: kmeans(X, 5, start=kmeans(X[:40], 5)), RunError, 'the start assigns 40 rows'),
-    (lambda: recluster(X, (5,), [kmeans(X[:40], 5)]), RunError, 'the earlier clustering has 40 rows, this corpus 50'),
-    (lambda: recluster(*(lambda m: (m.seen_rows()[0], (5,)))(Memory(9, 4))), ConfigError, 'at most the number of rows, 0 here'),
+    (lambda: warm_start_kmeans(X, (5,), [kmeans(X[:40], 5)]), RunError, 'the earlier clustering has 40 rows, this corpus 50'),
+    (lambda: warm_start_kmeans(*(lambda m: (m.seen_rows()[0], (5,)))(Memory(9, 4))), ConfigError, 'at most the number of rows, 0 here'),
     (lambda: released_kmeans(X, 60), ConfigError, 'at most the number of rows'),
 ])
 def test_bad_input_is_one_clear_line(call, error, word):

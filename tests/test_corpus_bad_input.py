@@ -11,9 +11,9 @@ from PIL import Image
 
 from vfassoc.core import ConfigError, CorpusError, RunError, rng_for
 from vfassoc.corpus.audio import probe_audio, read_audio
-from vfassoc.corpus.dataset import GlobalBatches, MediaDataset, PairDataset, make_loader, media_loader
+from vfassoc.corpus.dataset import DistributedBatchSampler, MediaDataset, PairDataset, make_loader, media_loader
 from vfassoc.corpus.faces import probe_face, read_face
-from vfassoc.corpus.manifest import (Manifest, findings, load_manifest, load_or_scan, save_manifest,
+from vfassoc.corpus.manifest import (Manifest, issues, load_manifest, load_or_scan, save_manifest,
                                      scan as scan_loudly, summary)
 
 def scan(root, **kw): return scan_loudly(root, quiet=True, **kw)
@@ -123,7 +123,7 @@ def test_unfit_sound_is_left_out_and_counted(root, how, reason, check):
     m = scan(root, check=check)
     assert m.report['excluded'] == {reason: [relative(voice(root), root)]}
     assert len(m.media('voice')) == 15 and len(m.videos()) == 8
-    assert (findings(m).what == f'excluded: {reason}').any()
+    assert (issues(m).what == f'excluded: {reason}').any()
 
 @pytest.mark.parametrize('how, repairs', [
     ('stereo', ['not mono']), ('8 kHz', ['not 16 kHz']), ('44.1 kHz', ['not 16 kHz']), ('24-bit', ['not 16-bit']),
@@ -347,7 +347,7 @@ def test_names_with_spaces_and_letters_in_either_form(root, form, where):
     m = scan(root)
     assert len(m.videos()) == 8 and not m.report['identities without metadata'] and not m.report['identities without a split']
     assert set(m.videos().name) == set(PEOPLE) and m.identities('valid') == ['id2']
-    voices, faces, rows = next(iter(make_loader(PairDataset(m, 'valid', 0.5, 32), GlobalBatches(2, 2, 0, 0), workers=0)))
+    voices, faces, rows = next(iter(make_loader(PairDataset(m, 'valid', 0.5, 32), DistributedBatchSampler(2, 2, 0, 0), workers=0)))
     assert voices.shape == (2, 8000) and faces.shape == (2, 3, 32, 32)
 
 def test_folder_name_that_is_not_utf8(root):
@@ -359,7 +359,7 @@ def test_folder_name_that_is_not_utf8(root):
 def test_split_with_one_identity_is_noted(root):
     m = scan(root)
     assert m.report['splits with one identity'] == ['valid: id2, so no impostor can be drawn', 'test: id3, so no impostor can be drawn']
-    assert (findings(m).what == 'splits with one identity').any()
+    assert (issues(m).what == 'splits with one identity').any()
 
 def test_video_with_one_modality(root):
     shutil.rmtree(root/'wav/id0/v0a')
@@ -522,7 +522,7 @@ def test_a_file_that_breaks_during_training_is_one_line(root, workers):
     m = scan(root)
     for p in (root/'wav').rglob('*.wav'): p.write_bytes(p.read_bytes()[:-500])
     data = PairDataset(m, seconds=0.5, size=32)
-    with pytest.raises(CorpusError, match='--check full') as e: list(make_loader(data, GlobalBatches(4, 2, 0, 0), workers))
+    with pytest.raises(CorpusError, match='--check full') as e: list(make_loader(data, DistributedBatchSampler(4, 2, 0, 0), workers))
     one_line(e)
 
 def test_what_is_repaired_makes_whole_batches(root):
@@ -530,7 +530,7 @@ def test_what_is_repaired_makes_whole_batches(root):
     for p,how in zip(sorted((root/'faces').rglob('*.jpg')), ('L', 'CMYK', 'RGBA', 'P', '16-bit')*4): _image(how, p)
     m = scan(root, check='full')
     assert not m.report['excluded']
-    for voices,faces,idx in make_loader(PairDataset(m, 'train', 1.5, 32), GlobalBatches(4, 4, 0, 0), 0):
+    for voices,faces,idx in make_loader(PairDataset(m, 'train', 1.5, 32), DistributedBatchSampler(4, 4, 0, 0), 0):
         assert voices.shape == (4, 24000) and torch.isfinite(voices).all() and (voices.std(1) > 0.02).all()
         assert faces.shape == (4, 3, 32, 32) and sorted(idx.tolist()) == [0, 1, 2, 3]
     for kind in ('voice', 'face'):
@@ -540,7 +540,7 @@ def test_what_is_repaired_makes_whole_batches(root):
 def test_workers_read_with_one_thread(root):
     class Threads(PairDataset):
         def __getitem__(self, key): return (*super().__getitem__(key)[:2], torch.get_num_threads())
-    for *_,threads in make_loader(Threads(scan(root), seconds=0.5, size=32), GlobalBatches(4, 2, 0, 0), workers=1):
+    for *_,threads in make_loader(Threads(scan(root), seconds=0.5, size=32), DistributedBatchSampler(4, 2, 0, 0), workers=1):
         assert threads.tolist() == [1, 1]
 
 def test_edited_table_with_an_identity_in_two_splits(root):
@@ -576,6 +576,6 @@ def test_libri_lfw(libri, check):
 
 def test_libri_lfw_batches(libri):
     m = scan(libri)
-    voices, faces, idx = next(iter(make_loader(PairDataset(m, 'test', 3., 112), GlobalBatches(94, 32, 0, 0), 2)))
+    voices, faces, idx = next(iter(make_loader(PairDataset(m, 'test', 3., 112), DistributedBatchSampler(94, 32, 0, 0), 2)))
     assert voices.shape == (32, 48000) and faces.shape == (32, 3, 112, 112) and len(set(idx.tolist())) == 32
     assert (voices.std(1) > 1e-3).all() and (faces.float().std((1, 2, 3)) > 10).all()

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 import toy
 from clean_process import free_port, run_ranks
-from vfassoc.core import gather_rows, settle, world
+from vfassoc.core import gather_rows, barrier_before_exit, rank_and_world
 from vfassoc.losses.infonce import cid_loss
-from vfassoc.losses.matching import draws, hard_negatives, match_rows
+from vfassoc.losses.matching import gumbel_noise, hard_negatives, match_rows
 from vfassoc.models.fusion import FusionConfig, FusionEncoder
 from vfassoc.training.loop import reduce_rows
 
@@ -38,12 +38,12 @@ def group():
     "A process group that is taken down before its processes end: gloo's threads, still running then, abort them now and then."
     torch.distributed.init_process_group('gloo')
     yield
-    settle()
+    barrier_before_exit()
     torch.distributed.destroy_process_group()
 
 
 def job_gather(folder):
-    with group(): gather(folder, *world())
+    with group(): gather(folder, *rank_and_world())
 
 
 def gather(folder, rank, n):
@@ -69,7 +69,7 @@ def mined(how, rank=0, n=1):
     fusion = FusionEncoder(FusionConfig(dim=8, layers=2, heads=2, inner=16, dropout=0.))
     mine = slice(rank*12//n, (rank + 1)*12//n)
     a, b, label = v[mine].clone().requires_grad_(), f[mine].clone().requires_grad_(), y[mine]
-    u = draws(0, 7, 12, rank, n)
+    u = gumbel_noise(0, 7, 12, rank, n)
     chosen = torch.stack([hard_negatives(x, label, gather_rows(z), gather_rows(label), how, u[k])[0] for k, (x, z) in enumerate(((a.detach(), b.detach()), (b.detach(), a.detach())))])
     loss = reduce_rows(match_rows(fusion, a, b, label, how, u)[0])
     loss.backward()
@@ -80,8 +80,8 @@ def mined(how, rank=0, n=1):
 def job_mine(folder):
     with group():
         for how in ('hardest', 'sampled', 'random'):
-            found = mined(how, *world())
-            save_file({k: t.contiguous() for k, t in found.items()}, f'{folder}/{how}{world()[0]}.safetensors')
+            found = mined(how, *rank_and_world())
+            save_file({k: t.contiguous() for k, t in found.items()}, f'{folder}/{how}{rank_and_world()[0]}.safetensors')
 
 
 def test_gathered_loss_and_gradient_equal_one_process(tmp_path):

@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from vfassoc.core import ConfigError, CorpusError, RunError, RunFolder, VfassocError, from_dict, read_json
-from vfassoc.evaluation.intervals import (bootstrap, interval, linear_statistic, matching_effect, pair_statistic,
-                                          ranking_effect, seed_interval)
-from vfassoc.evaluation.metrics import ScoreError, accuracy, auc, chance, eer, rank_gallery, rank_one, roc
+from vfassoc.evaluation.intervals import (bootstrap, interval, influence_statistic, matching_influence, pair_statistic,
+                                          ranking_influence, seed_interval)
+from vfassoc.evaluation.metrics import ScoreError, matching_accuracy, auc, chance, eer, rank_gallery, rank_probe, roc
 from vfassoc.evaluation.protocol import ProtocolConfig, evaluate, write_result
 from vfassoc.evaluation.scorers import (AttributeScorer, CosineScorer, Embeddings, OracleScorer, load_embeddings,
                                         save_embeddings)
@@ -58,8 +58,8 @@ def test_accuracy_ties_are_wrong():
     g = np.random.default_rng(0)
     for n in range(2, 11):
         s = g.integers(0, 6, (300, n))
-        assert accuracy(s) == np.mean([all(x[0] > y for y in x[1:]) for x in s.tolist()])
-    assert accuracy(np.zeros((5, 3))) == 0
+        assert matching_accuracy(s) == np.mean([all(x[0] > y for y in x[1:]) for x in s.tolist()])
+    assert matching_accuracy(np.zeros((5, 3))) == 0
 
 def naive_ranking(s, own, k):
     ap = average_precision_score(np.isin(np.arange(len(s)), own), s)
@@ -104,7 +104,7 @@ def test_gallery_memory_is_not_squared():
 def test_chance_is_what_guessing_gives():
     g = np.random.default_rng(0)
     for r, n in ((1, 1), (1, 50), (4, 9), (9, 9), (30, 300)):
-        ap, rank = np.array([rank_one(g.random(n), np.arange(r)) for _ in range(3000)]).T
+        ap, rank = np.array([rank_probe(g.random(n), np.arange(r)) for _ in range(3000)]).T
         for m, x in (('map', ap), ('mrr', 1/rank), ('recall@5', rank <= 5)):
             assert chance(m, r, n) == pytest.approx(x.mean(), abs=4*x.std()/3000**.5 + 1e-12), (m, r, n)
     assert chance('map', [1, 4], [50, 9]) == pytest.approx((chance('map', 1, 50) + chance('map', 4, 9))/2)
@@ -125,7 +125,7 @@ def test_weighted_statistics_are_those_of_repeated_people():
             assert (area, rate) == pytest.approx((auc(y[again], s[again]), eer(y[again], s[again])), abs=1e-12)
 
 def test_bootstrap_is_a_function_of_its_seed():
-    f = linear_statistic(.5, np.linspace(-.1, .1, 20))
+    f = influence_statistic(.5, np.linspace(-.1, .1, 20))
     a, b = bootstrap(f, 20, 300, seed=1), bootstrap(f, 20, 300, seed=1, block=7)
     np.testing.assert_allclose(a, b, atol=1e-15)
     assert (a != bootstrap(f, 20, 300, seed=2)).any() and a.shape == (300,)
@@ -151,7 +151,7 @@ def test_matching_effect_is_the_change_that_a_person_makes():
         w = 1 + h*(who[:, 0] == p)
         as_probe = ((w*right).sum()/w.sum() - right.mean())/h
         as_impostor = sum(won[i, j] - q for i in range(400) for j in range(3) if who[i, j + 1] == p and others[i, j])/400
-        assert matching_effect(s, who, 12)[p] == pytest.approx(as_probe + as_impostor, abs=1e-5)
+        assert matching_influence(s, who, 12)[p] == pytest.approx(as_probe + as_impostor, abs=1e-5)
 
 def test_ranking_effect_is_the_change_that_a_person_makes():
     "A person's probes weigh 1 + h, and so do her items where somebody else probes: a finite difference of the mean over probes."
@@ -163,11 +163,11 @@ def test_ranking_effect_is_the_change_that_a_person_makes():
         return np.mean([k/(k + (w*(row >= x))[gallery != me].sum()) for x in pos for k in [(pos >= x).sum()]])
     for p in range(9):
         value = lambda h: np.average([ap(me, row, 1 + h*(gallery == p)) for me, row in zip(probe, s)], weights=1 + h*(probe == p))
-        assert ranking_effect(r, 'map')[p] == pytest.approx((value(h) - value(-h))/2/h, abs=1e-6)
-        alone = np.array([1/rank_one(np.delete(row, (gallery == p) & (me != p)), np.flatnonzero(np.delete(gallery, (gallery == p) & (me != p)) == me))[1]
+        assert ranking_influence(r, 'map')[p] == pytest.approx((value(h) - value(-h))/2/h, abs=1e-6)
+        alone = np.array([1/rank_probe(np.delete(row, (gallery == p) & (me != p)), np.flatnonzero(np.delete(gallery, (gallery == p) & (me != p)) == me))[1]
                           for me, row in zip(probe, s)])
         as_probe = ((1/r.rank - r.value('mrr'))*(probe == p)).mean()
-        assert ranking_effect(r, 'mrr')[p] == pytest.approx(as_probe + r.value('mrr') - alone.mean(), abs=1e-12)
+        assert ranking_influence(r, 'mrr')[p] == pytest.approx(as_probe + r.value('mrr') - alone.mean(), abs=1e-12)
 
 def test_intervals_of_people_are_wider_than_those_of_trials():
     g = np.random.default_rng(0)
@@ -195,11 +195,11 @@ Y, S = np.array([1, 0, 1, 0]), np.array([.1, .2, .3, .4])
     (lambda: eer([0, 0, 0, 0], S), '0 of them positive'),
     (lambda: auc([], []), '0 trials'),
     (lambda: auc([1, 2, 0, 1], S), 'labels must be 1'),
-    (lambda: accuracy([1., 2.]), 'shape (2,)'),
-    (lambda: accuracy([[1.], [2.]]), 'two candidates'),
-    (lambda: accuracy(np.zeros((0, 2))), 'shape (0, 2)'),
-    (lambda: accuracy([[1., np.nan], [0, 1]]), '1 of 2 trials have NaN'),
-    (lambda: matching_effect([[1., np.nan]], [[0, 1]], 2), 'NaN'),
+    (lambda: matching_accuracy([1., 2.]), 'shape (2,)'),
+    (lambda: matching_accuracy([[1.], [2.]]), 'two candidates'),
+    (lambda: matching_accuracy(np.zeros((0, 2))), 'shape (0, 2)'),
+    (lambda: matching_accuracy([[1., np.nan], [0, 1]]), '1 of 2 trials have NaN'),
+    (lambda: matching_influence([[1., np.nan]], [[0, 1]], 2), 'NaN'),
     (lambda: rank_gallery(np.array([[1., np.nan]]), [0], [0, 1]), 'NaN scores'),
     (lambda: rank_gallery(np.zeros((1, 3)), [0], [0, 1]), 'shape (1, 3)'),
     (lambda: rank_gallery(np.zeros((2, 2)), [0, 5], [0, 1]), 'probe 1 has nothing relevant'),

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tiny_grid import PROTOCOL, SYNTH, finished, here, page
 from vfassoc.cli import main
 from vfassoc.core import ConfigError, CorpusError, RunError, RunFolder, Settings, read_json
-from vfassoc.corpus.dataset import GlobalBatches, PairDataset, make_loader
+from vfassoc.corpus.dataset import DistributedBatchSampler, PairDataset, make_loader
 from vfassoc.corpus.features import load_features
 from vfassoc.evaluation.run import evaluate_run
 from vfassoc.evaluation.scorers import load_embeddings
@@ -243,7 +243,7 @@ def test_reading_draws_nothing_from_torchs_random_state(grid):
     "So that dropout after a resume is that of a run that was not stopped."
     m = open_corpus('tiny', here(grid))
     data, before = PairDataset(m, 'train', 1., 32), torch.random.get_rng_state()
-    assert len(list(make_loader(data, GlobalBatches(len(data), 12, 0, 0), 0))) and torch.equal(torch.random.get_rng_state(), before)
+    assert len(list(make_loader(data, DistributedBatchSampler(len(data), 12, 0, 0), 0))) and torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_scratch_is_said_and_small_faces_are_refused(grid, tmp_path, capsys):

@@ -19,7 +19,7 @@ from vfassoc.methods.registry import build_method
 from vfassoc.models.all_pairs import score_all
 from vfassoc.models.fusion import FusionConfig, FusionEncoder
 from vfassoc.models.two_tower import ModelConfig, VoiceFaceModel
-from vfassoc.synthetic.corpus import SynthConfig, draw_truth, drawn_seed, read_truth
+from vfassoc.synthetic.corpus import SynthConfig, draw_truth, synthetic_seed, read_truth
 from vfassoc.training.checkpoint import FitState, load_checkpoint, load_tensors, save_checkpoint, save_tensors
 from vfassoc.training.config import TrainConfig
 from vfassoc.training.extract import cache_features, make_features
@@ -415,7 +415,7 @@ def test_a_provenance_of_another_form_is_one_line(tmp_path, damage):
 @pytest.mark.parametrize('damage', ['null', '[]', '3'])
 def test_a_synth_json_of_another_form_is_one_line(tmp_path, damage):
     (tmp_path/'synth.json').write_text(damage)
-    with pytest.raises(VfassocError) as e: drawn_seed(tmp_path)
+    with pytest.raises(VfassocError) as e: synthetic_seed(tmp_path)
     one_line(e, tmp_path/'synth.json')
 
 

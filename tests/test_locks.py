@@ -14,7 +14,7 @@ from vfassoc.cli import main
 from vfassoc.core import ConfigError, RunError, atomic_path, claim, occupied, sweep, temporary, to_dict
 from vfassoc.corpus.manifest import load_or_scan
 from vfassoc.corpus.packed import pack
-from vfassoc.corpus.voxceleb1 import divided
+from vfassoc.corpus.voxceleb1 import link_with_split
 from vfassoc.demo import run_demo
 from vfassoc.evaluation.run import evaluate_run
 from vfassoc.evaluation.run_published import baseline_run, evaluate_on_lists
@@ -81,7 +81,7 @@ WRITERS = {
     'evaluate': ('r', lambda d: evaluate_run(d/'r', here(d))),
     'evaluate --lists': ('r', lambda d: evaluate_on_lists(d/'r', d/'none', here(d))),
     'lists --baseline': ('b', lambda d: baseline_run('random', d/'b', d/'none', d/'none')),
-    'voxceleb1 --tables': ('v', lambda d: divided(d/'none', d/'v', {})),
+    'voxceleb1 --tables': ('v', lambda d: link_with_split(d/'none', d/'v', {})),
     'report': ('figures/r', lambda d: run_report(d/'none.ipynb', d/'figures/r.html', {})),
     'demo': ('figures/demo/demo', lambda d: run_demo(here(d))),
 }

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from clean_process import run_ranks
-from vfassoc.clustering.memory import RhoBuffer
-from vfassoc.core import ConfigError, RunError, world
-from vfassoc.losses.contrastive import negatives_at, pair_contrast, pins_hardness, pins_loss
-from vfassoc.losses.infonce import cid_loss, instance_contrast
+from vfassoc.clustering.memory import ScalarMemory
+from vfassoc.core import ConfigError, RunError, rank_and_world
+from vfassoc.losses.contrastive import negative_at_percentile, pair_contrast, pins_hardness, pins_loss
+from vfassoc.losses.infonce import cid_loss, info_nce
 from vfassoc.losses.prototype import Prototypes, cmpc_loss, prototype_contrast, prototype_losses, stack_prototypes
 from vfassoc.losses.recalibration import deviation, prototype_agreement, recalibration_weights
 from vfassoc.losses.released_cmpc import (released_cmpc_loss, released_deviation, released_prototype_contrast,
@@ -100,7 +100,7 @@ def test_identical_and_single_rows_stay_finite(name):
         assert loss.isfinite().all() and all(g.isfinite().all() for g in grads)
 
 @pytest.mark.parametrize('fn', [
-    lambda v, f, idx: instance_contrast(v, f, torch.arange(6), 0.), lambda v, f, idx: cid_loss(v, f, -1.),
+    lambda v, f, idx: info_nce(v, f, torch.arange(6), 0.), lambda v, f, idx: cid_loss(v, f, -1.),
     lambda v, f, idx: prototype_contrast(v, Fc[0], idx, 0.), lambda v, f, idx: prototype_losses(v, stack_prototypes(Fc), idx, -.1),
     lambda v, f, idx: cmpc_loss(v, f, idx, V, Fc, tau=0.), lambda v, f, idx: released_cmpc_loss(v, f, idx, tau=math.nan),
 ])
@@ -175,7 +175,7 @@ def test_delta_and_kappa_out_of_range(fn, bad, word):
     with pytest.raises(ConfigError, match=word): fn(**bad)
 
 def test_equal_deviations_get_equal_weights():
-    memory = RhoBuffer(50)
+    memory = ScalarMemory(50)
     memory.update(torch.full((50,), 1/3), torch.arange(50))
     w = recalibration_weights(torch.full((8,), 1/3), *memory.mean_std())
     close(w, torch.full((8,), .99922), rtol=1e-4, atol=1e-5)
@@ -187,7 +187,7 @@ def test_equal_deviations_get_equal_weights():
 def test_curriculum_chooses_by_rank_and_never_the_positive():
     d = torch.tensor([[.0, .9, .5, .7], [.8, .1, .6, .6]])
     target = torch.tensor([0, 1])
-    picks = {h: negatives_at(d, target, h).tolist() for h in (0., .5, 1.)}
+    picks = {h: negative_at_percentile(d, target, h).tolist() for h in (0., .5, 1.)}
     assert picks == {0.: [1, 0], .5: [3, 2], 1.: [2, 3]}
 
 @pytest.mark.parametrize('fn, word', [
@@ -226,8 +226,8 @@ def test_equal_to_the_published_outputs(k):
     d, c, phi = golden(k)
     v, f, idx = d['v'].requires_grad_(), d['f'].requires_grad_(), d['idx']
     vn, fn, own = F.normalize(v, dim=1), F.normalize(f, dim=1), torch.arange(len(v))
-    assert relative(instance_contrast(vn, fn, own), d['inst_inst_v2f']) < 1e-5
-    assert relative(instance_contrast(fn, vn, own), d['inst_inst_f2v']) < 1e-5
+    assert relative(info_nce(vn, fn, own), d['inst_inst_v2f']) < 1e-5
+    assert relative(info_nce(fn, vn, own), d['inst_inst_f2v']) < 1e-5
     assert relative(released_prototype_contrast(v, c['face'], phi['face'], idx, entries=3), d['inst_proto_v2f']) < 1e-5
     assert relative(released_prototype_contrast(f, c['voice'], phi['voice'], idx, entries=3), d['inst_proto_f2v']) < 1e-5
     loss, w = released_cmpc_loss(v, f, idx)
@@ -332,7 +332,7 @@ def part(rank, n):
     v, f, idx = batch(b=8)
     mine = slice(rank*8//n, (rank + 1)*8//n)
     v, f = v[mine].clone().requires_grad_(), f[mine].clone().requires_grad_()
-    memory, out = RhoBuffer(30), {}
+    memory, out = ScalarMemory(30), {}
     memory.update(deviation(v, f, prototype_agreement(V, Fc, idx[mine])), idx[mine])
     w = recalibration_weights(memory.values[idx[mine]], *memory.mean_std())
     for name, loss in LOSSES.items():
@@ -343,7 +343,7 @@ def part(rank, n):
 
 def worker(folder):
     torch.distributed.init_process_group('gloo')
-    rank, n = world()
+    rank, n = rank_and_world()
     save_file({k: x.contiguous() for k,x in part(rank, n).items()}, folder/f'{rank}.safetensors')
     torch.distributed.destroy_process_group()
 

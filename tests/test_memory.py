@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clean_process import run_ranks
-from vfassoc.clustering.memory import Memory, RhoBuffer
-from vfassoc.core import ConfigError, RunError, world
+from vfassoc.clustering.memory import Memory, ScalarMemory
+from vfassoc.core import ConfigError, RunError, rank_and_world
 from vfassoc.methods.registry import build_method
 from vfassoc.training.loop import reduce_rows
 
@@ -31,7 +31,7 @@ def batches():
 
 
 def fill(variant='paper', part=slice(None)):
-    memory, rho = Memory(N, D, variant=variant, corpus='ab'*32), RhoBuffer(N)
+    memory, rho = Memory(N, D, variant=variant, corpus='ab'*32), ScalarMemory(N)
     for z, idx in batches():
         memory.update(z[part], idx[part])
         rho.update(z[part, 0], idx[part])
@@ -40,7 +40,7 @@ def fill(variant='paper', part=slice(None)):
 
 def worker(folder):
     torch.distributed.init_process_group('gloo')
-    rank, n = world()
+    rank, n = rank_and_world()
     for variant in ('paper', 'released'):
         save_file(fill(variant, slice(rank*BATCH//n, (rank + 1)*BATCH//n)), f'{folder}/{variant}{rank}.safetensors')
     torch.distributed.destroy_process_group()
@@ -171,7 +171,7 @@ def waiting(n, d, **kw):
 
 def test_nothing_but_the_last_arrival_shows_whatever_repeats_or_is_unknown():
     g, n, d = torch.Generator().manual_seed(0), 9, 3
-    memory, buffer = Memory(n, d), RhoBuffer(n)
+    memory, buffer = Memory(n, d), ScalarMemory(n)
     rows, seen, values, update = waiting(n, d)
     for step in range(60):
         b = step % 8 + 1                                                         # from one arrival to many repeats of nine rows
@@ -281,7 +281,7 @@ def test_a_known_corpus_is_not_forgotten():
 
 
 def test_rho_buffer():
-    rho = RhoBuffer(6)
+    rho = ScalarMemory(6)
     assert all(x.isnan() for x in rho.mean_std())
     with pytest.raises(RunError, match='no video was visited yet'): rho.check()
     rho.update(torch.tensor([1., 2., 3., 9.]), torch.tensor([0, 1, 2, 0]))       # row 0 twice: the last counts
@@ -296,4 +296,4 @@ def test_rho_buffer():
         with pytest.raises(RunError, match=word):
             rho.update(bad, torch.tensor(idx))
             rho.check()
-    with pytest.raises(RunError, match='has 6 rows, this corpus 5'): RhoBuffer(5).load_state_dict(rho.state_dict())
+    with pytest.raises(RunError, match='has 6 rows, this corpus 5'): ScalarMemory(5).load_state_dict(rho.state_dict())

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import vfassoc.clustering.nearest as N
-from vfassoc.clustering.nearest import Rows, Search, directions, pair_scores
+from vfassoc.clustering.nearest import Rows, Search, principal_subspace, centroid_scores
 from vfassoc.core import rng_for
 
 PRECISIONS = ['float32', 'bf16', 'projected']
@@ -31,7 +31,7 @@ def saving(how):
 
 
 def scores(x, c, euclid):
-    "In float64, as `pair_scores` has them."
+    "In float64, as `centroid_scores` has them."
     x, c = x.double(), c.double()
     return -torch.cdist(x, c, compute_mode='donot_use_mm_for_euclid_dist').square()/2 if euclid else x@c.T
 
@@ -106,7 +106,7 @@ def test_bounds_hold_where_what_lies_beyond_points_the_same_way_or_the_opposite(
     rows = Rows(x)
     rows.axes = torch.eye(160)[:, :1]
     search = Search(rows, 2, False, torch.zeros(1, dtype=torch.long))
-    search.view = N._Projected(rows, 3)
+    search.view = N._LowRankProduct(rows, 3)
     search.tries = 0
     search.move(c)
     search.look()
@@ -124,7 +124,7 @@ def test_the_projected_bound_holds_in_float64(scale, short, scatter):
     rows = Rows(x, 'projected')
     if rows.axes is None: rows.axes = torch.linalg.qr(torch.randn(256, 32, generator=torch.Generator().manual_seed(0)))[0]
     b = c.square().sum(1)/2
-    view = N._Projected(rows, 32)
+    view = N._LowRankProduct(rows, 32)
     view.move(c, b, (c.norm(dim=1).max(), b.max()))
     over = (view.x@view.c.T).double() - (x.double()@c.double().T - c.double().square().sum(1)/2)
     assert (over >= -view.err[:, None]).all() and (over <= (view.far[:, None]*view.gap + view.err[:, None])).all()
@@ -132,19 +132,19 @@ def test_the_projected_bound_holds_in_float64(scale, short, scatter):
 
 def test_directions_are_orthonormal_and_the_longest():
     x, _ = flat(3000, 2, d=256, rank=16)
-    p = directions(x, 32)
+    p = principal_subspace(x, 32)
     torch.testing.assert_close(p.T@p, torch.eye(32), atol=1e-6, rtol=0)
     kept = (x@p[:, :16]).square().sum()/x.square().sum()
     best = torch.linalg.eigvalsh((x.T@x).double()).flip(0)[:16].sum()/x.double().square().sum()
     assert kept > .999*best > .9
-    assert torch.equal(p, directions(x, 32)) and directions(x, 0) is None
+    assert torch.equal(p, principal_subspace(x, 32)) and principal_subspace(x, 0) is None
 
 
 def test_rows_that_fill_their_space_are_not_projected():
     "They are noticed before the first product, or by the plan, and the answer is the same."
     g = torch.Generator().manual_seed(0)
     x = F.normalize(torch.randn(2000, 192, generator=g), dim=1)
-    assert directions(x, 32) is None
+    assert principal_subspace(x, 32) is None
     for x in (x, F.normalize(x + torch.eye(192)[0], dim=1)):                 # the second: one long direction, the rest fills the space
         search = Search(Rows(x, 'projected'), 60, False)
         search.move(x[:60])
@@ -156,8 +156,8 @@ def test_rows_that_fill_their_space_are_not_projected():
 
 def test_a_plan_is_worth_its_cost(monkeypatch):
     "Multiply-adds of ten updates on flat rows: projected well below float32, which is below all scores every time."
-    work, pairs = [], N.pair_scores
-    monkeypatch.setattr(N, 'pair_scores', lambda x, c, e, r, j: work.append(len(j)*x.shape[1]) or pairs(x, c, e, r, j))
+    work, pairs = [], N.centroid_scores
+    monkeypatch.setattr(N, 'centroid_scores', lambda x, c, e, r, j: work.append(len(j)*x.shape[1]) or pairs(x, c, e, r, j))
     whole = Search._product
     def counted(self, r, cols):
         out = whole(self, r, cols)
@@ -211,7 +211,7 @@ def test_a_length_that_rounding_hides_is_not_lost():
     x[0, 0], x[0, 1], c[0, 1], c[1, 2] = 1., 3e-4, 1., 1.
     rows = Rows(x)
     rows.axes = torch.eye(160)[:, :1]
-    view = N._Projected(rows, 3)
+    view = N._LowRankProduct(rows, 3)
     view.move(c, torch.zeros(2), (torch.ones(()), torch.zeros(())))
     assert view.err < 3e-4 <= view.x@view.c[0] + view.err
 
@@ -247,7 +247,7 @@ def test_projection_at_any_scale(scale):
     search.move(c)
     for _ in range(3): search.look()
     assert torch.equal(search.assign, scores(x, c, False).argmax(1)) and product(search) == '_Projected'
-    assert directions(torch.zeros(50, 192), 32) is None
+    assert principal_subspace(torch.zeros(50, 192), 32) is None
 
 
 @pytest.mark.parametrize('allowed, bits', [('tf32', 10), ('bf16', 7)])
@@ -325,8 +325,8 @@ def test_the_bias_is_not_rounded_to_eight_bits():
 
 @pytest.mark.parametrize('precision', PRECISIONS)
 def test_a_crowd_of_rivals_is_not_settled_pair_by_pair(monkeypatch, precision):
-    pairs, score = [], N.pair_scores
-    monkeypatch.setattr(N, 'pair_scores', lambda *a, **k: pairs.append(len(a[4])) or score(*a, **k))
+    pairs, score = [], N.centroid_scores
+    monkeypatch.setattr(N, 'centroid_scores', lambda *a, **k: pairs.append(len(a[4])) or score(*a, **k))
     g = torch.Generator().manual_seed(0)
     x = F.normalize(torch.eye(192)[0] + 2e-3*torch.randn(500, 192, generator=g), dim=1)
     search = Search(Rows(x, precision), 200, False)
@@ -340,8 +340,8 @@ def test_a_crowd_of_rivals_is_not_settled_pair_by_pair(monkeypatch, precision):
 
 @pytest.mark.parametrize('precision', PRECISIONS)
 def test_equal_centroids_do_not_take_for_ever_and_the_lower_one_wins(monkeypatch, precision):
-    pairs, score = [], N.pair_scores
-    monkeypatch.setattr(N, 'pair_scores', lambda *a, **k: pairs.append(len(a[4])) or score(*a, **k))
+    pairs, score = [], N.centroid_scores
+    monkeypatch.setattr(N, 'centroid_scores', lambda *a, **k: pairs.append(len(a[4])) or score(*a, **k))
     x, c = flat(600, 5)
     search = Search(Rows(x, precision), 10, False)
     search.move(c.repeat(2, 1))
@@ -370,11 +370,11 @@ def test_pair_scores_do_not_depend_on_company():
     x, c = flat(300, 20)
     cols = torch.from_numpy(rng_for(0, 'cols').integers(0, 20, 300))
     for euclid in (False, True):
-        want = pair_scores(x, c, euclid, None, cols)
+        want = centroid_scores(x, c, euclid, None, cols)
         torch.testing.assert_close(want.double(), scores(x, c, euclid).gather(1, cols[:, None])[:, 0], atol=1e-6, rtol=1e-6)
-        for block in (1, 7, 256): assert torch.equal(pair_scores(x, c, euclid, torch.arange(300), cols, block), want)
+        for block in (1, 7, 256): assert torch.equal(centroid_scores(x, c, euclid, torch.arange(300), cols, block), want)
         back = torch.arange(300).flip(0)
-        assert torch.equal(pair_scores(x, c, euclid, back, cols[back]).flip(0), want)
+        assert torch.equal(centroid_scores(x, c, euclid, back, cols[back]).flip(0), want)
 
 
 @pytest.mark.parametrize('allowed', ['tf32', 'bf16'])

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 import mutants
 from vfassoc.clustering.kmeans import Clusters
-from vfassoc.clustering.memory import Memory, RhoBuffer
+from vfassoc.clustering.memory import Memory, ScalarMemory
 from vfassoc.clustering.pseudo_labels import Schedule, pseudo_labels
 from vfassoc.core import CorpusError, RunFolder, Settings
 from vfassoc.corpus.audio import LogMel
-from vfassoc.corpus.dataset import GlobalBatches, PairDataset, few_videos
+from vfassoc.corpus.dataset import DistributedBatchSampler, PairDataset, subsample_shots
 from vfassoc.corpus.faces import prepare_faces
 from vfassoc.corpus.features import FeaturePairs, load_features, save_features
 from vfassoc.corpus.manifest import scan
@@ -28,17 +28,17 @@ from vfassoc.evaluation.protocol import ProtocolConfig, evaluate
 from vfassoc.evaluation.scorers import ShortlistScorer
 from vfassoc.evaluation.trials import verification
 from vfassoc.losses.classification import identity_loss
-from vfassoc.losses.contrastive import label_contrast, pair_contrast
+from vfassoc.losses.contrastive import supervised_contrastive, pair_contrast
 from vfassoc.losses.infonce import cid_loss
-from vfassoc.losses.matching import draws, hard_negatives, match_rows, matching_loss
+from vfassoc.losses.matching import gumbel_noise, hard_negatives, match_rows, matching_loss
 from vfassoc.losses.multi_similarity import multi_similarity_loss
 from vfassoc.losses.prototype import Prototypes, cmpc_loss
 from vfassoc.losses.recalibration import deviation, prototype_agreement, recalibration_weights
-from vfassoc.losses.released_cmpc import density
+from vfassoc.losses.released_cmpc import concentration
 from vfassoc.losses.triplet import triplet_margin, triplet_ratio
 from vfassoc.methods.base import Method
 from vfassoc.methods.baselines import PINs, PINsConfig
-from vfassoc.methods.classifier import Identity, IdentityConfig
+from vfassoc.methods.classifier import DIMNetI, DIMNetIConfig
 from vfassoc.methods.cmpc import CMPC, CMPCConfig
 from vfassoc.methods.cmpc_released import ReleasedCMPC, ReleasedCMPCConfig
 from vfassoc.methods.faa import FAA, FAAConfig
@@ -156,7 +156,7 @@ def test_label_contrast_is_a_double_loop():
         near = [(z[i] - z[j]).square().sum()/2 for j in range(8) if j != i and label[j] == label[i]]
         far = [F.relu(.6 - (z[i] - z[j]).norm()).square()/2 for j in range(8) if label[j] != label[i]]
         each.append(sum(near)/len(near) + sum(far)/len(far))
-    close(label_contrast(v, f, y), torch.stack([(each[i] + each[i + 4])/2 for i in range(4)]), rtol=1e-4, atol=1e-5)
+    close(supervised_contrastive(v, f, y), torch.stack([(each[i] + each[i + 4])/2 for i in range(4)]), rtol=1e-4, atol=1e-5)
 
 
 def test_multi_similarity_is_a_double_loop():
@@ -198,7 +198,7 @@ def test_a_density_is_the_released_formula():
     raw = [distance[assign == j].mean().item()/math.log(int((assign == j).sum()) + 10) for j in range(4)]
     phi = np.array([*raw, max(raw)])                                 # one row alone has no distance of its own
     phi = phi.clip(*np.quantile(phi, [.1, .9]))
-    np.testing.assert_allclose(density(c, distance.square()), .2*phi/phi.mean(), rtol=1e-5)
+    np.testing.assert_allclose(concentration(c, distance.square()), .2*phi/phi.mean(), rtol=1e-5)
 
 
 def test_rows_are_weighed():
@@ -211,7 +211,7 @@ def test_an_identity_has_a_direction_and_both_modalities_are_classified():
     right, wrong = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))
     vectors = torch.diag(torch.tensor([2., 5.]))
     close(identity_loss(E1[None], vectors, torch.tensor([0]), tau=1.), torch.tensor([right]))
-    method = Identity(towers(2), IdentityConfig(tau=1.), 2, identity=['a', 'b'])
+    method = DIMNetI(towers(2), DIMNetIConfig(tau=1.), 2, identity=['a', 'b'])
     with torch.no_grad(): method.weight.copy_(3*torch.eye(2))
     loss, _ = method.objective(E1[None], E2[None], torch.tensor([0]))
     close(loss, torch.tensor([right + wrong]))
@@ -301,7 +301,7 @@ def test_delta_weighs_the_alignment_and_every_batch_draws_its_negatives():
     method = FAA(towers(4), cfg, 8).eval()
     idx, losses = torch.arange(8), []
     for step in range(2):
-        uniform = draws(0, step, 8)
+        uniform = gumbel_noise(0, step, 8)
         match, _ = match_rows(method.fusion, v, f, idx, 'random', uniform)
         losses.append(method.objective(v, f, idx)[0])
         close(losses[-1], .75*multi_similarity_loss(v, f, idx) + .25*match)
@@ -343,7 +343,7 @@ def test_the_warm_up_counts_samples():
 
 def test_rho_that_is_unknown_takes_no_part():
     "Notices an unknown rho that is taken for 0, and a deviation of samples: of 1 and 3 the mean is 2, the deviation 1."
-    rho = RhoBuffer(3)
+    rho = ScalarMemory(3)
     rho.replace(torch.tensor([1., math.nan, 3.]))
     assert [x.item() for x in rho.mean_std()] == [2., 1.]
 
@@ -377,11 +377,11 @@ def test_pseudo_labels_keep_their_numbers():
 def test_sampled_negatives_follow_temperature_and_batch():
     "Notices sampling that ignores its temperature, and draws that are the same in every batch."
     v, f, _ = both(16)
-    label, u = torch.arange(16), draws(0, 0, 16)[0]
+    label, u = torch.arange(16), gumbel_noise(0, 0, 16)[0]
     pick = lambda how, t=1.: hard_negatives(v, label, f, label, how, u, t)[0].tolist()
     assert pick('sampled', 1e-4) == pick('hardest') != pick('sampled', 1e4) == pick('random')
-    assert not torch.equal(draws(0, 0, 4), draws(0, 1, 4)) and not torch.equal(draws(0, 0, 4), draws(1, 0, 4))
-    assert torch.equal(torch.cat([draws(0, 3, 4, r, 2) for r in (0, 1)], 1), draws(0, 3, 4))
+    assert not torch.equal(gumbel_noise(0, 0, 4), gumbel_noise(0, 1, 4)) and not torch.equal(gumbel_noise(0, 0, 4), gumbel_noise(1, 0, 4))
+    assert torch.equal(torch.cat([gumbel_noise(0, 3, 4, r, 2) for r in (0, 1)], 1), gumbel_noise(0, 3, 4))
 
 
 def test_a_video_is_the_mean_of_its_files_face_first():
@@ -618,21 +618,21 @@ def test_every_choice_of_an_example_is_made_anew_in_every_epoch(media):
 
 def test_every_epoch_has_its_own_order():
     "Notices one order for all epochs, one for all seeds, and a resumed epoch that begins at its beginning."
-    rows = lambda seed, epoch, start=0: [i for b in GlobalBatches(12, 4, seed, epoch, start) for _, i in b]
+    rows = lambda seed, epoch, start=0: [i for b in DistributedBatchSampler(12, 4, seed, epoch, start) for _, i in b]
     assert len({tuple(rows(0, e)) for e in range(6)}) == 6 == len({tuple(rows(s, 0)) for s in range(6)})
     assert rows(0, 3, 1) == rows(0, 3)[4:] and sorted(rows(0, 3)) == list(range(12))
 
 
 def test_processes_share_a_batch():
     "Notices processes that all read the first part."
-    one = list(GlobalBatches(12, 4, 0, 1))
-    assert [a + b for a, b in zip(*(GlobalBatches(12, 4, 0, 1, rank=r, world=2) for r in (0, 1)))] == one
+    one = list(DistributedBatchSampler(12, 4, 0, 1))
+    assert [a + b for a, b in zip(*(DistributedBatchSampler(12, 4, 0, 1, rank=r, world=2) for r in (0, 1)))] == one
 
 
 def test_few_shots_are_drawn():
     "Notices a draw that is always the first videos of a person."
     videos = pd.DataFrame({'identity': ['a']*6 + ['b']*6, 'video': range(12)})
-    assert len({tuple(few_videos(videos, 2, seed).video) for seed in range(5)}) == 5
+    assert len({tuple(subsample_shots(videos, 2, seed).video) for seed in range(5)}) == 5
 
 
 def test_training_validates_without_augmentation_and_records_whom_it_met(media, tmp_path, monkeypatch):

@@ -157,7 +157,7 @@ def test_code_is_folded_shown_or_hidden():
     with pytest.raises(ConfigError, match='fold, show, hide'): runner.to_html(nb, 't', code='no')
 
 def test_pictures_of_markdown_cells_are_in_the_page(tmp_path):
-    fig, ax = plots.canvas()
+    fig, ax = plots.subplots()
     fig.savefig(tmp_path/'a.png')
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell('![picture](a.png)')])
     assert outside(runner.to_html(nb, 't', tmp_path)) == []

@@ -17,9 +17,9 @@ from vfassoc.core import CorpusError, read_json
 from vfassoc.corpus.layout import read_metadata, read_splits
 from vfassoc.corpus.manifest import scan
 from vfassoc.corpus.packed import load_pack
-from vfassoc.corpus.voxceleb1 import read_index, read_split_tables, shared_people, split_counts, write_splits
+from vfassoc.corpus.voxceleb1 import read_index, read_split_tables, split_overlap, split_counts, write_splits
 from vfassoc.evaluation.protocol import ProtocolConfig
-from vfassoc.evaluation.published import claims, evaluate_lists, list_table, resolve_lists
+from vfassoc.evaluation.published import check_strata, evaluate_lists, list_table, resolve_lists
 from vfassoc.evaluation.run_published import BASELINES, baseline_run, listed_media
 from vfassoc.evaluation.scorers import AttributeScorer
 from vfassoc.evaluation.trial_files import read_lists
@@ -55,7 +55,7 @@ def test_table_1_of_faa_and_where_it_does_not_match(published):
 def test_cmpc_split_and_who_is_in_both(published):
     _, index, (used, _), cmpc = published
     assert split_counts(index, cmpc).identities.to_dict() == {'train': 901, 'valid': 100, 'test': 250}
-    assert shared_people(cmpc, used).loc['test', 'train'] == 169
+    assert split_overlap(cmpc, used).loc['test', 'train'] == 169
 
 
 def test_faas_split_as_a_file_of_a_corpus(published, tmp_path):
@@ -93,7 +93,7 @@ def test_every_line_is_used(released, published):
 
 def test_what_the_lists_claim(released):
     _, _, _, voices, faces, lists = released
-    odd = {x.name: claims(x.trials, voices, faces) for x in lists if not isinstance(x.trials, Retrieval)}
+    odd = {x.name: check_strata(x.trials, voices, faces) for x in lists if not isinstance(x.trials, Retrieval)}
     assert odd['veriflist_test_G_unseenunheard.txt'] == {'gender': (263, 15_248, 15_248)}
     assert odd['veriflist_test_GNA_unseenunheard.txt'] == {'gender': (264, 13_639, 13_639), 'nationality': (0, 13_639, 13_639), 'age': (0, 0, 13_639)}
     assert odd['veriflist_test_G_seenheard.txt']['gender'][0] == 33 and odd['veriflist_test_GNA_seenheard.txt']['gender'][0] == 28

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from vfassoc.core import RunFolder, rng_for, seed_everything, world
+from vfassoc.core import RunFolder, rng_for, seed_everything, rank_and_world
 from vfassoc.methods.registry import build_method
 from vfassoc.models.two_tower import ModelConfig, VoiceFaceModel
 from vfassoc.training.config import TrainConfig
@@ -61,7 +61,7 @@ def run(path, before=lambda step: None, steps=18, dropout=False, validate=None, 
     if dropout: model.model.voice = Dropping(model.model.voice)
     cfg = TrainConfig(**{**dict(samples=steps*BATCH, batch_size=BATCH, warmup=0, checkpoint_every=4), **cfg})
     acc = make_accelerator(RunFolder(path), cpu=True)
-    rank, n = world()
+    rank, n = rank_and_world()
     result = fit(model, lambda e, s: batches(e, s, before, rank, n), N//BATCH, cfg, RunFolder(path), validate, accelerator=acc, quiet=True)
     return model, result
 

@@ -46,23 +46,23 @@ def synth(a, s):
 
 def prepare(a, s):
     from vfassoc.corpus.layout import hints
-    from vfassoc.corpus.manifest import findings, summary
+    from vfassoc.corpus.manifest import issues, summary
     from vfassoc.training.run import open_corpus
     m = open_corpus(a.corpus, s, a.check, a.shared)
     print(f'{m.root}\n\n{summary(m).to_string()}\n')
-    odd = findings(m)
+    odd = issues(m)
     print(odd.to_string(index=False) if len(odd) else 'every file is usable as it is')
     for line in hints(m.root, m.report['set aside']): print(f'\n{line}')
 
 
 def voxceleb1(a, s):
-    from vfassoc.corpus.voxceleb1 import GUIDE, divided, missing_media, read_index, read_split_tables
+    from vfassoc.corpus.voxceleb1 import GUIDE, link_with_split, missing_media, read_index, read_split_tables
     from vfassoc.training.run import corpus_path, open_corpus
     if not a.corpus: return print(GUIDE, end='')
     if bool(a.tables) != bool(a.output): raise ConfigError('voxceleb1: --tables FOLDER and -o NAME belong together')
     if a.tables:
         used, left = read_split_tables(*(Path(a.tables)/f'vox1_{s}.csv' for s in ('train', 'val', 'test')))
-        return print(f'{divided(corpus_path(a.corpus, s), corpus_path(a.output, s), used)}: {len(used)} people; {len(left)} whose Set is none are left out')
+        return print(f'{link_with_split(corpus_path(a.corpus, s), corpus_path(a.output, s), used)}: {len(used)} people; {len(left)} whose Set is none are left out')
     if not a.index: raise ConfigError('voxceleb1: --corpus needs --index, a table of all utterances; `vfassoc voxceleb1` alone says where things come from')
     t = missing_media(open_corpus(a.corpus, s), read_index(a.index))
     print(t.to_string())

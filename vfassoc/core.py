@@ -6,7 +6,7 @@
 __all__ = ['printable', 'VfassocError', 'ConfigError', 'CorpusError', 'RunError', 'Terminated', 'temporary', 'sweep',
            'atomic_path', 'write_json', 'read_json', 'occupied', 'end_workers', 'claim', 'claims', 'read_table',
            'from_dict', 'to_dict', 'require', 'user_path', 'Settings', 'load_settings', 'rng_for', 'seed_everything',
-           'progress', 'world', 'gather_rows', 'settle', 'provenance', 'RunFolder', 'open_run']
+           'progress', 'rank_and_world', 'gather_rows', 'barrier_before_exit', 'provenance', 'RunFolder', 'open_run']
 
 # %% ../nbs/12_appendix/01_core.ipynb #d389f9ed
 import contextlib, dataclasses, errno, functools, hashlib, inspect, json, math, os, platform, random, re, subprocess, sys, tempfile, time, types, typing
@@ -410,7 +410,7 @@ def progress(
     return tqdm(it, desc=desc, **{'dynamic_ncols': True, 'mininterval': 0.1 if live else 10, **kw})
 
 # %% ../nbs/12_appendix/01_core.ipynb #efa491c4
-def world() -> tuple[int, int]: # (rank, number of processes); (0, 1) outside torch.distributed
+def rank_and_world() -> tuple[int, int]: # (rank, number of processes); (0, 1) outside torch.distributed
     "Which process this is, of how many."
     d = torch.distributed
     return (d.get_rank(), d.get_world_size()) if d.is_available() and d.is_initialized() else (0, 1)
@@ -418,13 +418,13 @@ def world() -> tuple[int, int]: # (rank, number of processes); (0, 1) outside to
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
-        out = [torch.empty_like(x) for _ in range(world()[1])]
+        out = [torch.empty_like(x) for _ in range(rank_and_world()[1])]
         torch.distributed.all_gather(out, x.contiguous())
         return torch.cat(out)
 
     @staticmethod
     def backward(ctx, g):
-        g, (rank, n) = g.contiguous().clone(), world()
+        g, (rank, n) = g.contiguous().clone(), rank_and_world()
         torch.distributed.all_reduce(g)
         return g.chunk(n)[rank]
 
@@ -432,12 +432,12 @@ def gather_rows(
     x:torch.Tensor, # (b, ...) the rows of this process; the same b in every process
 ) -> torch.Tensor: # (P*b, ...) the rows of all processes, in order of rank
     "All processes' rows, with gradient; the identity for a single process."
-    return x if world()[1] == 1 else _GatherRows.apply(x)
+    return x if rank_and_world()[1] == 1 else _GatherRows.apply(x)
 
-def settle():
+def barrier_before_exit():
     """Before a process group is taken down: meet, then stand still for a moment. gloo's threads need Python's lock to let go of the last tensors; whoever takes the
     group down holds that lock and waits for the threads: a deadlock, now and then, on a busy machine."""
-    if world()[1] == 1: return
+    if rank_and_world()[1] == 1: return
     torch.distributed.barrier()
     time.sleep(.5)
 

@@ -20,7 +20,7 @@ import xxhash
 from torch import Tensor
 
 from ..core import CorpusError, atomic_path, require, rng_for
-from .dataset import GlobalBatches, few_videos, make_loader
+from .dataset import DistributedBatchSampler, subsample_shots, make_loader
 from .manifest import Manifest
 from ..integrity import add_array, seal, unseal
 
@@ -171,7 +171,7 @@ class FeaturePairs:
         require(shots >= 0, 'FeaturePairs', 'shots', shots, '0 (all) or more')
         self.features, self.seed, self.augment, self.videos = features, seed, augment, manifest.videos(split)
         if not len(self.videos): raise CorpusError(f'corpus {manifest.root}: no complete video is in split {split}; identity_splits.txt says who is in which')
-        if shots: self.videos = few_videos(self.videos, shots, seed, f'corpus {manifest.root}, split {split}')
+        if shots: self.videos = subsample_shots(self.videos, shots, seed, f'corpus {manifest.root}, split {split}')
         self._of = {}
         for m in MODALITIES:
             vector = feature_rows(features, manifest, m)
@@ -202,7 +202,7 @@ class FeaturePairs:
 
 def pair_batches(
     dataset, # PairDataset of files or FeaturePairs
-    plan:GlobalBatches|list, # whose batches of (epoch, row)
+    plan:DistributedBatchSampler|list, # whose batches of (epoch, row)
     workers:int=2, # processes that read files; vectors need none
 ) -> Iterable: # of (voice, face, idx)
     "One epoch's batches, whether they are read from files or from cached features."

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ..core import Settings, require, user_path
-from .dataset import GlobalBatches, MediaDataset, PairDataset, media_loader
+from .dataset import DistributedBatchSampler, MediaDataset, PairDataset, media_loader
 from .features import FeaturePairs, Features, load_features, media_features, pair_batches
 from .manifest import Manifest
 
@@ -71,7 +71,7 @@ class Source:
 
     def batches(self,
         pairs:PairDataset|FeaturePairs, # from `pairs`
-        plan:GlobalBatches|list, # batches of (epoch, row)
+        plan:DistributedBatchSampler|list, # batches of (epoch, row)
     ) -> Iterable: # of (voice, face, idx)
         "Batches of pairs."
         return pair_batches(pairs, plan, self.workers)

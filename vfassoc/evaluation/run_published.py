@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..core import (CorpusError, RunError, RunFolder, Settings, claims, from_dict, occupied, open_run, require,
                           rng_for, to_dict, write_json)
-from ..corpus.layout import nfc, read_metadata
+from ..corpus.layout import normalize_name, read_metadata
 from ..corpus.manifest import Manifest
 from .protocol import ProtocolConfig, Result
 from .published import (PublishedList, assert_one_each, evaluate_lists, list_table, resolve_lists,
@@ -52,7 +52,7 @@ def listed_media(
     meta = read_metadata(metadata)
     by_name = dict(zip(meta['name'], meta.index))
     d = pd.concat([m.drop_duplicates() for x in named for m in x.meaning]).drop_duplicates()
-    d['identity'] = d.person.map(lambda p: p if p in meta.index else by_name.get(nfc(p), ''))
+    d['identity'] = d.person.map(lambda p: p if p in meta.index else by_name.get(normalize_name(p), ''))
     d = d[d.identity != ''].drop(columns='person').drop_duplicates().sort_values(['identity', 'video', 'number'])
     d = d.join(meta, on='identity')
     voice, face = (d[d.modality == m].reset_index(drop=True) for m in ('voice', 'face'))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import CorpusError
-from ..corpus.layout import MEDIA, few
+from ..corpus.layout import MEDIA, abbreviate
 from .trials import STRATA
 
 # %% ../../nbs/09_evaluation/07_trial_files.ipynb #90c66c51
@@ -175,5 +175,5 @@ def read_lists(
         some = any(any(x) for x in _is_media([re.split(r'[,;\s]+', x) for x in _text(p)[0].splitlines()[:200]]))
         if some and strict: raise CorpusError(f'{p}: names media and is no list that can be read; {FORMS}')
         other.append((str(p.relative_to(folder)) if p != folder else p.name) + ' (names media, but in no form that is read)'*some)
-    if not found: raise CorpusError(f'{folder}: no list of trials in it ({few(other) or "no csv, tsv or txt file"}); {FORMS}')
+    if not found: raise CorpusError(f'{folder}: no list of trials in it ({abbreviate(other) or "no csv, tsv or txt file"}); {FORMS}')
     return found, other

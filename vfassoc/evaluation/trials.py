@@ -29,7 +29,7 @@ class _Side:
     video:np.ndarray # (n,)
     unit:np.ndarray # (n,) which person in which cell; -1: an attribute is unknown
 
-def _checked(voices, faces):
+def _checked_media(voices, faces):
     for name, t in (('voices', voices), ('faces', faces)):
         if missing := [c for c in COLUMNS if c not in t.columns]:
             raise CorpusError(f'{name}: no column {missing[0]}; a media table has {", ".join(COLUMNS)}')
@@ -43,7 +43,7 @@ def _checked(voices, faces):
 
 def _sides(voices, faces, stratum, age_bin):
     "Voices, faces as `_Side`s; the cell of each unit; attributes that nobody has."
-    _checked(voices, faces)
+    _checked_media(voices, faces)
     rows = [t.path.astype(str).argsort(kind='stable').to_numpy() for t in (voices, faces)]
     t = pd.concat([x.iloc[r] for x, r in zip((voices, faces), rows)], ignore_index=True)
     names = [ATTRIBUTES[c] for c in stratum if c != 'U']

@@ -17,11 +17,11 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from ..clustering.kmeans import kmeans
-from ..clustering.quality import joined_pairs, mutual_information, purity
+from ..clustering.quality import joined_pairs, nmi, purity
 from ..core import RunError, Settings, from_dict, open_run, read_json, read_table, rng_for
 from ..corpus.manifest import Manifest
 from ..evaluation.metrics import auc
-from .plots import COLORS, GREY, INK, STYLES, canvas, epoch_axis
+from .plots import COLORS, GREY, INK, STYLES, subplots, epoch_axis
 from ..synthetic.corpus import read_truth
 from ..training.checkpoint import load_tensors
 from ..training.recipes import Recipe
@@ -88,7 +88,7 @@ def purity_table(
         a = np.asarray(a)
         joined, right = joined_pairs(a, identity)
         random = purity(rng_for(seed, 'random clusters', name).permutation(a), identity)
-        rows.append(dict(modality=modality, k=int(k), purity=purity(a, identity), random=random, nmi=mutual_information(a, identity), joined=joined, right=right))
+        rows.append(dict(modality=modality, k=int(k), purity=purity(a, identity), random=random, nmi=nmi(a, identity), joined=joined, right=right))
     return pd.DataFrame(rows).sort_values(['modality', 'k'], ignore_index=True)
 
 def memory_purity(
@@ -119,7 +119,7 @@ def rho_histogram(
     ax:Axes|None=None, # where to draw; None: a new figure
 ) -> Axes:
     "CMPC's Figure 3: how many videos have which rho; planted deviates stacked on top of the sound ones."
-    ax = canvas(width=6)[1] if ax is None else ax
+    ax = subplots(width=6)[1] if ax is None else ax
     x = np.asarray(rho, float)
     keep = np.isfinite(x)
     kind = np.full(len(x), 'videos') if deviate is None else np.asarray(deviate)
@@ -145,7 +145,7 @@ def epoch_lines(
     ax:Axes|None=None, # where to draw; None: a new figure
 ) -> Axes:
     "A line per quantity over epochs: mean over seeds, all seeds as the shaded range."
-    ax = canvas(width=4.5)[1] if ax is None else ax
+    ax = subplots(width=4.5)[1] if ax is None else ax
     for i,(c, name) in enumerate(columns.items()):
         if c not in t or not t[c].notna().any(): continue
         g = t.dropna(subset=c).groupby('epoch')[c]

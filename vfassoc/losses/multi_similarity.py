@@ -9,7 +9,7 @@ __all__ = ['mine_pairs', 'multi_similarity', 'multi_similarity_loss']
 import torch
 from torch import Tensor
 
-from ..core import RunError, gather_rows, require, world
+from ..core import RunError, gather_rows, require, rank_and_world
 
 # %% ../../nbs/06_losses/06_multi_similarity.ipynb #b194fef1
 @torch.no_grad()
@@ -60,6 +60,6 @@ def multi_similarity_loss(
 ) -> Tensor: # (b,) of each video: half the loss of its voice and of its face
     "Multi-similarity over the 2N embeddings of both modalities, of all processes; its mean is the mean over 2N anchors."
     z, y, b = torch.cat([v, f]), torch.cat([label, label]), len(v)
-    own = torch.arange(2*b, device=z.device) + world()[0]*2*b
+    own = torch.arange(2*b, device=z.device) + rank_and_world()[0]*2*b
     each = multi_similarity(z, y, gather_rows(z), gather_rows(y), own, **options)
     return (each[:b] + each[b:])/2

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..clustering.kmeans import Clusters
 from ..core import RunError, require
-from .prototype import Prototypes, own_prototypes, stack_prototypes
+from .prototype import Prototypes, assigned_prototypes, stack_prototypes
 
 # %% ../../nbs/06_losses/03_recalibration.ipynb #21d3e175
 def prototype_agreement(
@@ -30,7 +30,7 @@ def prototype_agreement(
         raise RunError(f'prototype_agreement: (rows, R) is {tuple(voices.assign.shape)} for voices, {tuple(faces.assign.shape)} '
                        'for faces; cluster two memories of one corpus, as many times each')
     if idx is None: idx = torch.arange(len(voices.assign), device=voices.assign.device)
-    own_v, own_f = (own_prototypes(c.assign, idx, 'skip' if c.complete else missing) for c in (voices, faces))
+    own_v, own_f = (assigned_prototypes(c.assign, idx, 'skip' if c.complete else missing) for c in (voices, faces))
     total, first_v, first_f = torch.zeros(len(idx), device=idx.device), 0, 0
     for s, t, k_v, k_f in zip(own_v.T, own_f.T, voices.sizes, faces.sizes):
         total += (voices.centroids[first_v + s.clamp_min(0)]*faces.centroids[first_f + t.clamp_min(0)]).sum(1)

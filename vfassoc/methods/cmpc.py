@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..clustering.kmeans import Clusters, recluster
-from ..clustering.memory import Memory, RhoBuffer, check_rows
-from ..core import ConfigError, require, world
+from ..clustering.kmeans import Clusters, warm_start_kmeans
+from ..clustering.memory import Memory, ScalarMemory, check_rows
+from ..core import ConfigError, require, rank_and_world
 from ..losses.infonce import cid_loss
 from ..losses.prototype import cmpc_loss, stack_prototypes
 from ..losses.recalibration import deviation, prototype_agreement, recalibration_weights
@@ -57,7 +57,7 @@ class CMPC(Method):
             raise ConfigError(f'method cmpc: ks = {cfg.ks} on {n} training videos; K can be at most {n}')
         self.cfg, self.seen, self._stacked, self._current = cfg, 0, None, False # `_current`: `_stacked` is that of the buffers
         self.memory = torch.nn.ModuleDict({m: Memory(n, model.cfg.dim, cfg.momentum, corpus=corpus) for m in MODALITIES})
-        self.rho, self.cosine = RhoBuffer(n, corpus), RhoBuffer(n, corpus) # eq. (8), and its first term, v.f
+        self.rho, self.cosine = ScalarMemory(n, corpus), ScalarMemory(n, corpus) # eq. (8), and its first term, v.f
         for m in MODALITIES if cfg.prototypes else ():
             for k in cfg.ks:
                 self.register_buffer(f'{m}_centroids_{k}', torch.zeros(k, model.cfg.dim))
@@ -75,11 +75,11 @@ class CMPC(Method):
         if not self.cfg.prototypes or self.seen < self.cfg.warmup: return
         for m in MODALITIES:
             rows, idx = self.memory[m].seen_rows()
-            new = recluster(rows, self.cfg.ks, self._clusters(m), idx, len(self.memory[m].seen), self.cfg.seed, backend=self.cfg.backend)
+            new = warm_start_kmeans(rows, self.cfg.ks, self._clusters(m), idx, len(self.memory[m].seen), self.cfg.seed, backend=self.cfg.backend)
             for k,c in zip(self.cfg.ks, new):
                 getattr(self, f'{m}_centroids_{k}').copy_(c.centroids)
                 getattr(self, f'{m}_assign_{k}').copy_(c.assign)
-                if world()[1] > 1:
+                if rank_and_world()[1] > 1:
                     for what in ('centroids', 'assign'): torch.distributed.broadcast(getattr(self, f'{m}_{what}_{k}'), 0)
         self._current = False
         self.rho.replace(self.cosine.values.masked_fill(~self.cosine.seen, math.nan) - self.prototypes()[2])
@@ -103,7 +103,7 @@ class CMPC(Method):
             w = recalibration_weights(rho, *self.rho.mean_std(), self.cfg.delta, self.cfg.kappa) if self.cfg.recalibration else None
         for m,z in (('voice', v), ('face', f)): self.memory[m].update(z, idx)
         self.cosine.update((v.detach().float()*f.detach().float()).sum(1), idx)
-        self.seen += len(v)*world()[1]
+        self.seen += len(v)*rank_and_world()[1]
         return loss, w
 
     def end_epoch(self, epoch, score):

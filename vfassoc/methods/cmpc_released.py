@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..clustering.kmeans import Clusters
 from ..clustering.memory import Memory, check_rows
-from ..core import ConfigError, require, world
-from ..losses.released_cmpc import density, released_cmpc_loss, released_kmeans
+from ..core import ConfigError, require, rank_and_world
+from ..losses.released_cmpc import concentration, released_cmpc_loss, released_kmeans
 from .base import Method
 from .cmpc import MODALITIES
 from ..models.two_tower import VoiceFaceModel
@@ -54,7 +54,7 @@ class ReleasedCMPC(Method):
     def _cluster(self, m:str) -> tuple[list[Clusters], list[Tensor]]:
         "Clusterings of a memory and the densities of their prototypes."
         found = [released_kmeans(self.memory[m].rows, k) for k in self.cfg.ks]
-        return [c for c,_ in found], [density(c, d) for c,d in found]
+        return [c for c,_ in found], [concentration(c, d) for c,d in found]
 
     def objective(self, v, f, idx):
         kw, cfg = {}, self.cfg
@@ -63,7 +63,7 @@ class ReleasedCMPC(Method):
             kw = dict(voice_clusters=voice, face_clusters=face, voice_phi=voice_phi, face_phi=face_phi)
         loss, w = released_cmpc_loss(v, f, idx, **kw, tau=cfg.tau, delta=cfg.delta, kappa=cfg.kappa)
         for m,z in (('voice', v), ('face', f)): self.memory[m].update(z, idx)
-        self.seen += len(v)*world()[1]
+        self.seen += len(v)*rank_and_world()[1]
         self.batches += 1
         return loss, w
 

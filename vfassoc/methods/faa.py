@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 
 from ..clustering.pseudo_labels import Schedule, pseudo_labels
-from ..core import ConfigError, RunError, require, world
-from ..losses.contrastive import label_contrast
-from ..losses.matching import draws, match_rows
+from ..core import ConfigError, RunError, require, rank_and_world
+from ..losses.contrastive import supervised_contrastive
+from ..losses.matching import gumbel_noise, match_rows
 from ..losses.multi_similarity import multi_similarity_loss
 from .base import Method
 from ..models.fusion import FusionConfig, FusionEncoder
@@ -79,16 +79,16 @@ class FAA(Method):
         else:
             if self.pooled is None: raise RunError('method faa: nothing to cluster; set `pooled` to a function that returns the videos\' vectors (n, 2 d), eq. (1)')
             self.label.copy_(pseudo_labels(self.pooled(), self.schedule.clusters, self.label, self.cfg.seed))
-            if world()[1] > 1: torch.distributed.broadcast(self.label, 0)
+            if rank_and_world()[1] > 1: torch.distributed.broadcast(self.label, 0)
         self.sums.zero_()
 
     def objective(self, v, f, idx):
-        cfg, y, (rank, size) = self.cfg, self.label[idx], world()
-        if cfg.align == 'contrastive': loss = label_contrast(v, f, y, cfg.margin)
+        cfg, y, (rank, size) = self.cfg, self.label[idx], rank_and_world()
+        if cfg.align == 'contrastive': loss = supervised_contrastive(v, f, y, cfg.margin)
         else: loss = multi_similarity_loss(v, f, y, alpha=cfg.alpha, beta=cfg.beta, lam=cfg.lam, eps=cfg.eps)
         align, match, alone = loss, loss.new_zeros(1), loss.new_zeros(1)
         if self.fused:
-            u = None if cfg.negatives == 'hardest' else draws(cfg.seed, self.batches, len(v)*size, rank, size).to(v.device)
+            u = None if cfg.negatives == 'hardest' else gumbel_noise(cfg.seed, self.batches, len(v)*size, rank, size).to(v.device)
             match, has = match_rows(self.fusion, v, f, y, cfg.negatives, u, cfg.temperature)
             loss, alone = cfg.delta*align + (1 - cfg.delta)*match, ~has
         seen = torch.stack([align.detach().mean()/size, match.detach().mean()/size, loss.new_tensor(1/size), alone.sum().to(loss.dtype)]).to(self.sums.dtype)
@@ -99,7 +99,7 @@ class FAA(Method):
 
     def end_epoch(self, epoch, score):
         clusters, (align, match, batches, alone) = self.schedule.clusters, self.sums.tolist()
-        if alone and world()[0] == 0: print(f'epoch {epoch + 1}: {alone:.0f} anchors were in batches without a single negative; raise train.batch_size or method.min_clusters', file=sys.stderr)
+        if alone and rank_and_world()[0] == 0: print(f'epoch {epoch + 1}: {alone:.0f} anchors were in batches without a single negative; raise train.batch_size or method.min_clusters', file=sys.stderr)
         if self.cfg.clusters == 'progressive': self.schedule = self.schedule.after(score)
         return dict(clusters=clusters, align=align/max(1, batches), **({'match': match/max(1, batches)} if self.fused else {}), no_negative=int(alone))
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ..core import ConfigError, from_dict, require
 from .base import CID, CIDConfig, Method
 from .baselines import Kim, KimConfig, PINs, PINsConfig
-from .classifier import Identity, IdentityConfig
+from .classifier import DIMNetI, DIMNetIConfig
 from .cmpc import CMPC, CMPCConfig
 from .cmpc_released import ReleasedCMPC, ReleasedCMPCConfig
 from .faa import FAA, FAAConfig
@@ -19,7 +19,7 @@ from ..models.two_tower import VoiceFaceModel
 
 # %% ../../nbs/07_methods/08_registry.ipynb #4eb645b8
 METHODS = {'cid': (CIDConfig, CID), 'cmpc': (CMPCConfig, CMPC), 'cmpc-released': (ReleasedCMPCConfig, ReleasedCMPC),
-           'kim': (KimConfig, Kim), 'pins': (PINsConfig, PINs), 'identity': (IdentityConfig, Identity), 'faa': (FAAConfig, FAA)}
+           'kim': (KimConfig, Kim), 'pins': (PINsConfig, PINs), 'identity': (DIMNetIConfig, DIMNetI), 'faa': (FAAConfig, FAA)}
 
 def method_config(
     d:dict, # {'name': 'cid', ...fields of the method's configuration}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GENERATOR', 'DEVIATES', 'FIRST', 'LAST', 'ALPHABET', 'VOICE_COLUMNS', 'FACE_COLUMNS', 'UNFINISHED', 'SynthConfig',
-           'draw_truth', 'make_media', 'drawn_seed', 'write_corpus', 'read_config', 'read_truth', 'oracle_scores']
+           'draw_truth', 'make_media', 'synthetic_seed', 'write_corpus', 'read_config', 'read_truth', 'oracle_scores']
 
 # %% ../../nbs/03_synthetic/05_corpus.ipynb #e923a75f
 import multiprocessing, os, shutil, signal, threading, time
@@ -25,9 +25,9 @@ from threadpoolctl import threadpool_limits
 from ..core import (CorpusError, RunError, atomic_path, claim, from_dict, occupied, progress, read_json,
                           read_table, require, rng_for, write_json)
 from .face import FACE, draw_pose, draw_scene, face_of
-from .population import FACTORS, NATIONS, SEXES, Oracle, Planted, years
+from .population import FACTORS, NATIONS, SEXES, Oracle, PopulationModel, years
 from .render import render
-from .voice import FS, VOICE, bed, draw_room, record, speak, voice_of
+from .voice import FS, VOICE, background_noise, draw_room, record, speak, voice_of
 
 # %% ../../nbs/03_synthetic/05_corpus.ipynb #4af8dd11
 GENERATOR = 1 # raised whenever the same configuration would give other bytes
@@ -107,7 +107,7 @@ def draw_truth(
     cfg:SynthConfig, # the corpus
 ) -> pd.DataFrame: # a row per video: ids, metadata, split, deviate, heard, model, factors, latents
     "All that there is to know about a corpus, before a single pixel is drawn."
-    model = Planted(cfg.coupling, cfg.session)
+    model = PopulationModel(cfg.coupling, cfg.session)
     people = _people(cfg, model)
     peers = {s: [p for p in people if p['split'] == s] for s in ('train', 'valid', 'test')}
     rows = []
@@ -136,7 +136,7 @@ def make_media(
     room, voice = draw_room(rng_for(cfg.seed, 'room', j), cfg.noise), voice_of([row[c] for c in VOICE_COLUMNS])
     for k in range(cfg.clips):
         x = speak(voice, cfg.seconds, rng_for(cfg.seed, 'said', j, k))
-        other = bed(len(x), rng_for(cfg.seed, 'bed', j, k)) if kind == 'noise' else None
+        other = background_noise(len(x), rng_for(cfg.seed, 'bed', j, k)) if kind == 'noise' else None
         clips.append(record(x, room, rng_for(cfg.seed, 'echo', j, k), other))
     scene = draw_scene(rng_for(cfg.seed, 'scene', j), cfg.size, kind == 'occluded', cfg.noise)
     pose = draw_pose(rng_for(cfg.seed, 'pose', j), cfg.frames, kind == 'turned')
@@ -223,7 +223,7 @@ def _spread(f, parts, workers) -> Iterator:
     try: yield from pool.map(f, parts)
     finally: pool.shutdown(cancel_futures=True)
 
-def drawn_seed(
+def synthetic_seed(
     root:str|Path, # any corpus
 ) -> int|None: # None: it was not drawn
     "The seed of a drawn corpus: its people bear the same names in every drawn corpus, and are the same people where the seed is."
@@ -294,5 +294,5 @@ def oracle_scores(
                           'is it the truth of this corpus?')
     v = truth[VOICE_COLUMNS].to_numpy()[row[list(voice_videos)]]
     f = truth[FACE_COLUMNS].to_numpy()[row[list(face_videos)]]
-    oracle = Oracle.of(Planted(float(truth['coupling'].iloc[0]), float(truth['session'].iloc[0])), shared)
+    oracle = Oracle.of(PopulationModel(float(truth['coupling'].iloc[0]), float(truth['session'].iloc[0])), shared)
     return oracle.block(v, f) if block else oracle.pairs(v, f)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FS', 'HOP', 'VOICE', 'OPEN', 'VOWELS', 'TRACT', 'CENTRE', 'Voice', 'voice_of', 'glottis', 'formants', 'resonance',
-           'tract', 'plan', 'speak', 'Room', 'draw_room', 'record', 'bed']
+           'tract', 'plan', 'speak', 'Room', 'draw_room', 'record', 'background_noise']
 
 # %% ../../nbs/03_synthetic/01_voice.ipynb #fcda09d1
 from dataclasses import dataclass
@@ -204,16 +204,16 @@ def _chords(n, rng):
         x[start:start + 2*beat] = (sound*(.4 + np.exp(-4*(t*FS % beat)/beat)))[:n - start]
     return x + .6*x.std()*rng.standard_normal(n)*np.exp(-20*(np.arange(n) % beat)/beat)
 
-def _crowd(n, rng):
+def _babble(n, rng):
     "Coloured noise that swells."
     t = np.arange(n)/FS
     swell = 1 + .7*np.sin(2*np.pi*rng.uniform(.3, 1.3)*t + rng.uniform(0, 6.28))
     return lfilter([1], [1, -.9], rng.standard_normal(n))*swell + .5*rng.standard_normal(n)
 
-def bed(
+def background_noise(
     n:int, # samples
     rng:np.random.Generator, # which
 ) -> np.ndarray: # (n,) of unit power
     "Music or a crowd, to bury a voice."
-    x = _chords(n, rng) if rng.random() < .5 else _crowd(n, rng)
+    x = _chords(n, rng) if rng.random() < .5 else _babble(n, rng)
     return x/x.std()

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core import RunError, RunFolder, atomic_path, rng_for, world
+from ..core import RunError, RunFolder, atomic_path, rng_for, rank_and_world
 from ..integrity import add_array, seal, unseal
 from ..methods.base import Method
 from .config import TrainConfig
@@ -129,8 +129,8 @@ def _rank_tensors(tensors:dict[str,Tensor], device) -> dict[str,Tensor]:
     out = {}
     for k,t in tensors.items():
         rows = [t]
-        if world()[1] > 1:
-            rows = [torch.empty_like(t, device=device) for _ in range(world()[1])]
+        if rank_and_world()[1] > 1:
+            rows = [torch.empty_like(t, device=device) for _ in range(rank_and_world()[1])]
             torch.distributed.all_gather(rows, t.to(device))
         out |= {f'random{r}/{k}': x.cpu() for r,x in enumerate(rows)}
     return out
@@ -148,9 +148,9 @@ def save_checkpoint(
     rand, plain = _random_state()
     tensors = _rank_tensors(rand, device) | {f'method/{k}': t for k,t in method.state_dict().items()}
     tensors |= {f'optim/{k}': t for k,t in _optim_tensors(opt).items()}
-    if world()[0] == 0:
+    if rank_and_world()[0] == 0:
         save_tensors(run.checkpoints/'last.safetensors', tensors, dict(
-            state=asdict(state), train=asdict(cfg), method=method.plain_state(), random=plain, processes=world()[1],
+            state=asdict(state), train=asdict(cfg), method=method.plain_state(), random=plain, processes=rank_and_world()[1],
             scaler=scaler.state_dict() if scaler else None))
 
 def load_checkpoint(
@@ -171,7 +171,7 @@ def load_checkpoint(
     mine, saved = method.state_dict(), _under(tensors, 'method')
     if bad := sorted(set(mine) ^ set(saved)) or [k for k in mine if mine[k].shape != saved[k].shape]:
         raise RunError(f'{path}: made by another model or corpus ({bad[0]} differs); choose another run folder')
-    rank, n = world()
+    rank, n = rank_and_world()
     try:
         method.load_state_dict(saved)
         method.load_plain_state(head.method)

@@ -18,7 +18,7 @@ from ..corpus.source import DataConfig, Source, features_path
 from ..integrity import check_room, new_array, old_array
 from ..models.embedding import encode_media, open_source
 from ..models.two_tower import ModelConfig, VoiceFaceModel
-from ..synthetic.corpus import drawn_seed
+from ..synthetic.corpus import synthetic_seed
 from .run import load_model, open_corpus, run_path
 
 # %% ../../nbs/08_training/07_extract.ipynb #9544c005
@@ -111,7 +111,7 @@ def make_features(
     if os.path.exists(path := features_path(str(out), settings)): raise RunError(f'{path}: exists; delete it to embed {corpus} again, or choose another name')
     model, data, about = find_encoder(name, settings, options)
     m, home, drawn = open_corpus(corpus, settings), about.pop('home', None), about.pop('drawn', None)
-    seed = drawn_seed(m.root)
+    seed = synthetic_seed(m.root)
     if None not in (seed, drawn) and seed != drawn: # drawn people bear the same names in every drawn corpus, and are the same people only where the seed is
         about['identities'] = [f'{home[:8]}/{i}' for i in about['identities']]
     return cache_features(model, open_source(m, data, model.cfg, settings), path, quiet, **about)

@@ -17,7 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
-from ..core import RunError, RunFolder, Terminated, atomic_path, progress, settle, world
+from ..core import RunError, RunFolder, Terminated, atomic_path, progress, barrier_before_exit, rank_and_world
 from ..methods.base import Method
 from .checkpoint import FitState, load_checkpoint, save_checkpoint, save_tensors
 from .config import TrainConfig, lr_at, make_optimizer
@@ -30,8 +30,8 @@ def reduce_rows(
     "Weighted mean over the rows of all processes; a batch without any weight gives 0, not NaN."
     if w is None: return loss.mean()
     total = w.detach().sum()
-    if world()[1] > 1: torch.distributed.all_reduce(total)
-    return (w.detach()*loss).sum()*world()[1]/total.clamp_min(torch.finfo(total.dtype).tiny)
+    if rank_and_world()[1] > 1: torch.distributed.all_reduce(total)
+    return (w.detach()*loss).sum()*rank_and_world()[1]/total.clamp_min(torch.finfo(total.dtype).tiny)
 
 # %% ../../nbs/08_training/03_loop.ipynb #83671d94
 _ask:ContextVar[Callable[[], bool]|None] = ContextVar('ask', default=None)
@@ -68,7 +68,7 @@ class StopFlag(contextlib.AbstractContextManager):
     def agreed(self, device) -> bool:
         "Has any process been asked to stop? Every process gets the same answer."
         mine = self.set or (ask := _ask.get()) is not None and ask()
-        if world()[1] == 1: return mine
+        if rank_and_world()[1] == 1: return mine
         flag = torch.tensor(float(mine), device=device)
         torch.distributed.all_reduce(flag)
         return bool(flag > 0)
@@ -136,7 +136,7 @@ class _Steps:
         "The epoch's summed loss; `RunError` if it is not finite or a batch was bad: nothing is saved after that."
         self.method.check()
         total = self.sum.clone()
-        if world()[1] > 1: torch.distributed.all_reduce(total); total /= world()[1]
+        if rank_and_world()[1] > 1: torch.distributed.all_reduce(total); total /= rank_and_world()[1]
         if not math.isfinite(float(total)):
             raise RunError(f'{self.run.path}: the loss is not finite at step {self.state.step} (epoch {self.state.epoch + 1}); the last '
                            'checkpoint is from before: resume with a lower train.lr in a new run, or with train.precision = no')
@@ -156,18 +156,18 @@ def _end_epoch(acc, method, run, s, loss_sum, validate, about) -> dict:
         method.eval()
         with torch.no_grad(): score = torch.tensor(float(validate(method)), device=acc.device, dtype=torch.float32)
         method.train()
-        if world()[1] > 1: torch.distributed.broadcast(score, 0)
+        if rank_and_world()[1] > 1: torch.distributed.broadcast(score, 0)
         score = float(score)
     cfg = TrainConfig(**about['train'])
     row = dict(epoch=s.epoch + 1, step=s.step, loss=loss_sum/s.step_in_epoch, valid_auc=score, lr=lr_at(s.step*cfg.batch_size, cfg))
     row |= {**method.end_epoch(s.epoch, score), 'seconds': round(s.seconds, 2)}
-    if cfg.trace and world()[0] == 0: save_tensors(run.traces/f'{s.epoch + 1:04d}.safetensors', method.trace(), dict(epoch=s.epoch + 1))
+    if cfg.trace and rank_and_world()[0] == 0: save_tensors(run.traces/f'{s.epoch + 1:04d}.safetensors', method.trace(), dict(epoch=s.epoch + 1))
     s.history.append(row)
     if score is None or s.best is None or score > s.best:
         s.best, s.best_epoch = score, s.epoch + 1
-        if world()[0] == 0: save_tensors(run.checkpoints/'best.safetensors', method.kept(),
+        if rank_and_world()[0] == 0: save_tensors(run.checkpoints/'best.safetensors', method.kept(),
                                          {**about, 'epoch': s.epoch + 1, 'valid_auc': score})
-    if world()[0] == 0: _write_history(run, s.history)
+    if rank_and_world()[0] == 0: _write_history(run, s.history)
     return row
 
 def fit(
@@ -226,6 +226,6 @@ def fit(
             state.epoch, state.step_in_epoch, state.loss_sum, state.seconds = state.epoch + 1, 0, 0., clock()
             step.sum.zero_()
             save_checkpoint(run, method, opt, state, cfg, acc.scaler)
-    settle()
+    barrier_before_exit()
     with _writes(run): acc.end_training()
     return FitResult(state, True, reason)

@@ -16,7 +16,7 @@ import torch
 
 from ..core import (ConfigError, CorpusError, RunError, RunFolder, Settings, claims, from_dict, occupied,
                           open_run, read_json, read_table, seed_everything, to_dict, user_path, write_json)
-from ..corpus.dataset import GlobalBatches
+from ..corpus.dataset import DistributedBatchSampler
 from ..corpus.layout import readable
 from ..corpus.manifest import Manifest, assert_disjoint, load_or_scan
 from ..corpus.packed import is_packed, load_pack
@@ -25,7 +25,7 @@ from ..methods.registry import build_method, method_config
 from ..models.embedding import open_source, pool_videos
 from ..models.fusion import FusionEncoder
 from ..models.two_tower import VoiceFaceModel
-from ..synthetic.corpus import drawn_seed
+from ..synthetic.corpus import synthetic_seed
 from .checkpoint import load_tensors
 from .loop import FitResult, fit, make_accelerator
 from .recipes import Recipe, load_recipe
@@ -66,7 +66,7 @@ def open_corpus(
     assert_disjoint(m)
     return m
 
-def _claim(run:RunFolder, recipe:Recipe):
+def _check_same_config(run:RunFolder, recipe:Recipe):
     "See that config.json, if there is one, says the same; returns what it is to say."
     mine = json.loads(json.dumps(to_dict(recipe)))
     try: there = run.config.exists()
@@ -131,7 +131,7 @@ def train(
     run, cfg = RunFolder(Path(path)), recipe.train
     acc = make_accelerator(run, cfg.precision, cpu=settings.torch_device.type == 'cpu')
     with acc.main_process_first(): m = open_corpus(recipe.corpus, settings)
-    config = _claim(run, recipe)
+    config = _check_same_config(run, recipe)
     seed_everything(cfg.seed)
     who = m.videos('valid').identity.to_numpy()
     if len(set(who)) < 2:
@@ -154,13 +154,13 @@ def train(
             if recipe.model.towers == 'faa' and not getattr(recipe.model, f'{k}_weights'): print(f'{k} encoder: no weights given (model.{k}_weights), trained from scratch', file=sys.stderr)
 
     def batches(epoch, start):
-        plan = GlobalBatches(n, cfg.batch_size, cfg.seed, epoch, start, rank, world)
+        plan = DistributedBatchSampler(n, cfg.batch_size, cfg.seed, epoch, start, rank, world)
         return source.batches(data[0], plan)
 
     plan = [[(0, int(i)) for i in part] for part in np.array_split(np.arange(n_valid), -(-n_valid//64))]
     method.pooled = lambda: pool_videos(source, method.model, 'train', (rank, world))
     validate = lambda method: valid_auc(method, source.batches(data[1], plan), who)
-    about = dict(recipe=to_dict(recipe), corpus_hash=m.hash, drawn=drawn_seed(m.root), identities=sorted({*m.videos('train').identity, *who, *seen, *source.met}))
+    about = dict(recipe=to_dict(recipe), corpus_hash=m.hash, drawn=synthetic_seed(m.root), identities=sorted({*m.videos('train').identity, *who, *seen, *source.met}))
     result = fit(method, batches, n//cfg.batch_size, cfg, run, validate, about, acc, quiet)
     if acc.is_main_process:
         if recipe.start: run.stamp(start_sha256=weights_hash(run_path(recipe.start, settings)))
@@ -181,10 +181,10 @@ def load_model(
         if not isinstance(about.get(k), t): raise RunError(f'{best}: its header says {k} = {str(about.get(k))[:40]!r}, which is not of type {t.__name__}; delete it and train again')
     if not all(isinstance(i, str) for i in about['identities']): raise RunError(f'{best}: its header names identities that are not texts; delete it and train again')
     model = VoiceFaceModel(replace(recipe.model, voice_weights='', face_weights=''))
-    _fill(run, model, {k: t for k,t in tensors.items() if not k.startswith('fusion.')})
+    _load_state(run, model, {k: t for k,t in tensors.items() if not k.startswith('fusion.')})
     return model.to(device).eval(), recipe, about
 
-def _fill(run:RunFolder, net:torch.nn.Module, tensors:dict):
+def _load_state(run:RunFolder, net:torch.nn.Module, tensors:dict):
     try: net.load_state_dict(tensors)
     except RuntimeError as e: raise RunError(f'{run.path}: best.safetensors does not fit config.json ({str(e).splitlines()[-1].strip()}); train again') from None
 
@@ -198,5 +198,5 @@ def load_fusion(
     if not getattr(cfg := method_config(recipe.method), 'match', False): return None
     fusion = FusionEncoder(cfg.fusion)
     tensors, _ = load_tensors(run.checkpoints/'best.safetensors')
-    _fill(run, fusion, {k.removeprefix('fusion.'): t for k,t in tensors.items() if k.startswith('fusion.')})
+    _load_state(run, fusion, {k.removeprefix('fusion.'): t for k,t in tensors.items() if k.startswith('fusion.')})
     return fusion.to(device).eval()
