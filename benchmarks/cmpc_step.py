@@ -106,13 +106,13 @@ for name, m in methods.items():
         method.rho.__class__ = method.cosine.__class__ = LookingRho
     if 'CMPC' in name:
         for k in memory: method.memory[k].update(memory[k], torch.arange(N, device=device))
-        clustering[name] = timed(lambda: method.start_epoch(0), 1)[0], timed(lambda: method.start_epoch(1), 1)[0]
+        clustering[name] = timed(lambda: method.on_epoch_start(0), 1)[0], timed(lambda: method.on_epoch_start(1), 1)[0]
 z = {k: F.normalize(memory[k][torch.arange(B)] + .05*torch.randn(B, d, device=device), dim=1).requires_grad_() for k in memory}
 idx = torch.arange(B, device=device)
 
 
 def method_step(method):
-    loss, w = method.objective(z['voice'], z['face'], idx)
+    loss, w = method.loss(z['voice'], z['face'], idx)
     reduce_rows(loss, w).backward()
     z['voice'].grad = z['face'].grad = None
 

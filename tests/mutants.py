@@ -422,7 +422,7 @@ MUTANTS = [
            'method.eval()', 'method.train(True)',
            'test_validation_sees_eval_mode_and_training_goes_on_in_train_mode'),
     Mutant('training', 'a resumed epoch begins with a clustering',
-           'if state.step_in_epoch == 0: method.start_epoch', 'if True: method.start_epoch',
+           'if state.step_in_epoch == 0: method.on_epoch_start', 'if True: method.on_epoch_start',
            'test_an_epoch_that_is_resumed_does_not_start_again'),
     Mutant('training', 'moments are not restored',
            "    _load_optim(opt, _under(tensors, 'optim'))", '    pass',

@@ -147,17 +147,17 @@ def test_a_batch_without_a_negative_is_said_and_does_not_stop(capsys):
     m = toy.build(method={**toy.METHODS['faa-hardest'], 'n_clusters': 2})
     m.label.zero_()
     loss, _ = m(*next(iter(toy.batches(0, 0))))
-    assert loss.isfinite().all() and m.end_epoch(0, None)['no_negative'] == 16
+    assert loss.isfinite().all() and m.on_epoch_end(0, None)['no_negative'] == 16
     assert '16 anchors were in batches without a single negative' in capsys.readouterr().err
 
 
 def test_what_a_collapsed_model_is_told():
     import toy
     m = toy.build(method=toy.METHODS['faa-hardest'])
-    m.pooled = lambda: torch.ones(toy.N, 16)
-    with pytest.raises(RunError, match='all 48 videos fall into one cluster'): m.start_epoch(0)
-    m.pooled = None
-    with pytest.raises(RunError, match='nothing to cluster; set `pooled`'): m.start_epoch(0)
+    m.embed_training_set = lambda: torch.ones(toy.N, 16)
+    with pytest.raises(RunError, match='all 48 videos fall into one cluster'): m.on_epoch_start(0)
+    m.embed_training_set = None
+    with pytest.raises(RunError, match='nothing to cluster; set `embed_training_set`'): m.on_epoch_start(0)
     assert isinstance(m, FAA)
 
 

@@ -128,7 +128,7 @@ def test_what_low_shot_learning_refuses(cmpc_grid, tmp_path, changes, error, wor
 
 def test_methods_without_labels_have_no_way_to_get_them():
     for name, (_, cls) in METHODS.items():
-        assert cls.labelled == (name == 'identity') == ('identity' in inspect.signature(cls.__init__).parameters), name
+        assert cls.supervised == (name == 'identity') == ('identity' in inspect.signature(cls.__init__).parameters), name
 
 
 def test_low_shots_of_a_run_that_was_trained_again_are_not_finished(cmpc_grid, tmp_path):

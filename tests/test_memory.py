@@ -209,7 +209,7 @@ class Waits(TorchDispatchMode):
 def step_of(method, idx, d, device='cpu'):
     "One step as the trainer does it, from embeddings to their gradient."
     v, f = (F.normalize(torch.randn(len(idx), d, device=device), dim=1).requires_grad_() for _ in 'vf')
-    reduce_rows(*method.objective(v, f, idx)).backward()
+    reduce_rows(*method.loss(v, f, idx)).backward()
     return v.grad
 
 
@@ -221,7 +221,7 @@ def test_a_step_of_cmpc_asks_the_device_for_nothing(name, warm, monkeypatch):
     towers.cfg = SimpleNamespace(dim=8)
     method = build_method({'name': name, 'ks': (4, 9), 'warmup': 10**9 if warm else 0}, towers, 48)
     for part in torch.arange(48).split(16): step_of(method, part, 8)                 # with `cmpc-released` a batch of prototypes is the first
-    method.start_epoch(0)
+    method.on_epoch_start(0)
     method.check()
     if name == 'cmpc': assert (method.prototypes() is None) == warm
     with Waits() as waits: step_of(method, torch.arange(16), 8)

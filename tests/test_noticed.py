@@ -121,9 +121,9 @@ def test_tau_reaches_the_prototypes():
     prototypes = Prototypes(z, idx[:, None], (2,), True)
     close(cmpc_loss(z, z, idx, prototypes, prototypes, tau=.5), torch.full((2,), 4*math.log(1 + math.exp(-2))))
     method = cmpc(2, ks=(2,), tau=.5)
-    method.objective(z, z, idx)
-    method.start_epoch(1)
-    close(method.objective(z, z, idx)[0], torch.full((2,), 4*math.log(1 + math.exp(-2))))
+    method.loss(z, z, idx)
+    method.on_epoch_start(1)
+    close(method.loss(z, z, idx)[0], torch.full((2,), 4*math.log(1 + math.exp(-2))))
 
 
 def test_a_triplet_counts_negatives_that_are_near():
@@ -213,7 +213,7 @@ def test_an_identity_has_a_direction_and_both_modalities_are_classified():
     close(identity_loss(E1[None], vectors, torch.tensor([0]), tau=1.), torch.tensor([right]))
     method = DIMNetI(towers(2), DIMNetIConfig(tau=1.), 2, identity=['a', 'b'])
     with torch.no_grad(): method.weight.copy_(3*torch.eye(2))
-    loss, _ = method.objective(E1[None], E2[None], torch.tensor([0]))
+    loss, _ = method.loss(E1[None], E2[None], torch.tensor([0]))
     close(loss, torch.tensor([right + wrong]))
 
 
@@ -234,7 +234,7 @@ def cmpc(n, **cfg):
 def test_each_memory_holds_its_own_modality():
     "Notices memories that are swapped: prototypes of voices would be made of faces."
     method, v, f = cmpc(2), torch.stack([E1, E1]), torch.stack([E2, E2])
-    method.objective(v, f, torch.arange(2))
+    method.loss(v, f, torch.arange(2))
     close(method.memory['voice'].rows, v)
     close(method.memory['face'].rows, f)
 
@@ -249,8 +249,8 @@ def test_prototypes_are_new_in_every_epoch():
     method, idx = cmpc(5), torch.arange(5)
     for epoch in range(4):
         z = moving(epoch)
-        method.objective(z, z, idx)
-        method.start_epoch(epoch + 1)
+        method.loss(z, z, idx)
+        method.on_epoch_start(epoch + 1)
         for m in ('voice', 'face'):
             group = getattr(method, f'{m}_assign_2')
             assert (group == group[4]).tolist() == (z @ z[4] == 1).tolist(), epoch
@@ -260,12 +260,12 @@ def test_rho_is_that_of_the_new_prototypes():
     "Notices rho kept from the old prototypes: all weights of an epoch would be taken against numbers of another one."
     method, idx = cmpc(4, ks=(2,)), torch.arange(4)
     v, f = torch.stack([E1, E1, E2, E2]), torch.stack([E1, E2, E1, E2])
-    method.objective(v, v, idx)
-    method.start_epoch(1)
-    method.objective(v, v, idx)
+    method.loss(v, v, idx)
+    method.on_epoch_start(1)
+    method.loss(v, v, idx)
     close(method.rho.values, torch.zeros(4)) # cosine 1 - agreement 1
     method.memory['face'].update(f, idx)     # the faces of videos 1 and 2 have changed places
-    method.start_epoch(2)
+    method.on_epoch_start(2)
     close(method.rho.values, torch.tensor([0., 1., 1., 0.])) # cosines are still 1, agreements 1, 0, 0, 1
 
 
@@ -273,7 +273,7 @@ def test_the_curriculum_of_pins_grows():
     "Notices negatives as hard in all epochs."
     method, hard = PINs(towers(2), PINsConfig(), 4), []
     for epoch in (0, 1, 2, 5):
-        method.start_epoch(epoch)
+        method.on_epoch_start(epoch)
         hard.append(method.hardness)
     assert hard == pytest.approx([.3, .3, .4, .5])
 
@@ -303,7 +303,7 @@ def test_delta_weighs_the_alignment_and_every_batch_draws_its_negatives():
     for step in range(2):
         uniform = gumbel_noise(0, step, 8)
         match, _ = match_rows(method.fusion, v, f, idx, 'random', uniform)
-        losses.append(method.objective(v, f, idx)[0])
+        losses.append(method.loss(v, f, idx)[0])
         close(losses[-1], .75*multi_similarity_loss(v, f, idx) + .25*match)
     assert not torch.equal(*losses)
 
@@ -312,16 +312,16 @@ def test_c_is_halved_by_the_method():
     "Notices a schedule that is never asked."
     cfg = FAAConfig(patience=1, min_clusters=2, fusion=FusionConfig(dim=4, layers=1, heads=1, inner=4))
     method = FAA(towers(4), cfg, 8)
-    assert [method.end_epoch(epoch, score)['clusters'] for epoch, score in enumerate((.5, .4, .3, .6))] == [8, 8, 4, 2]
+    assert [method.on_epoch_end(epoch, score)['clusters'] for epoch, score in enumerate((.5, .4, .3, .6))] == [8, 8, 4, 2]
 
 
 def test_prototypes_are_those_of_the_other_modality():
     "Notices a voice that is compared with prototypes of voices, and weights that are never given."
     method, idx = cmpc(3, ks=(2,)), torch.arange(3)
     v, f = torch.stack([E1, E2, E2]), torch.stack([E1, E1, E2])
-    method.objective(v, f, idx)
-    method.start_epoch(1)
-    loss, w = method.objective(v, f, idx)
+    method.loss(v, f, idx)
+    method.on_epoch_start(1)
+    loss, w = method.loss(v, f, idx)
     right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
     close(loss - cid_loss(v, f, .5), torch.tensor([2*right, 2*wrong, 2*right]), rtol=1e-4, atol=1e-5)
     close(w, torch.full((3,), .5*(1 + math.erf(1/math.sqrt(.2)))))  # every rho is the mean
@@ -331,13 +331,13 @@ def test_the_warm_up_counts_samples():
     "Notices a warm-up in batches, and released prototypes that act one batch late."
     method, z, idx = cmpc(2, warmup=4), torch.stack([E1, E2]), torch.arange(2)
     for epoch, done in ((1, False), (2, True)):
-        method.objective(z, z, idx)
-        method.start_epoch(epoch)
+        method.loss(z, z, idx)
+        method.on_epoch_start(epoch)
         assert (method.prototypes() is not None) == done
     cfg = ReleasedCMPCConfig(ks=(2,), warmup=4, every=2)
     released, g = ReleasedCMPC(towers(2), cfg, 6), torch.Generator().manual_seed(0)
     v, f = F.normalize(torch.randn(2, 6, 2, generator=g), dim=2)
-    acts = [released.objective(v, f, torch.arange(6))[1] is not None for _ in range(5)]
+    acts = [released.loss(v, f, torch.arange(6))[1] is not None for _ in range(5)]
     assert acts == [False, False, True, False, True]
 
 
@@ -515,7 +515,7 @@ def test_a_gradient_is_clipped_for_all_numbers_together(tmp_path):
 def test_an_epoch_that_is_resumed_does_not_start_again(tmp_path):
     "Notices prototypes or labels that are made anew in the middle of an epoch because a run was stopped there."
     method, batch, started = Slope(), (torch.zeros(8, 1), torch.zeros(8, 1), torch.arange(8)), []
-    method.start_epoch = started.append
+    method.on_epoch_start = started.append
     def cut(epoch, start):
         yield batch
         if epoch: raise RuntimeError('power cut')
@@ -550,7 +550,7 @@ def test_validation_within_a_modality_leaves_out_a_video_with_itself():
     """Notices pairs of a video with itself. Pairs of one person are 1.0 apart, those of two people 0.1, 0.1, 0.9
     and 1.1: one of four is right."""
     method, angle = Method(Two()), torch.tensor([0., 1., .1, 1.1])
-    method.within = True
+    method.intra_modal = True
     z = torch.stack([angle.cos(), angle.sin()], 1)
     assert valid_auc(method, [(z, z, torch.arange(4))], np.array(['a', 'a', 'b', 'b'])) == .25
 

@@ -60,7 +60,7 @@ def test_memories_and_prototypes_are_resumed_bit_identically(tmp_path, name, kil
             if step == k: raise RuntimeError
         with pytest.raises(RuntimeError): toy.run(tmp_path/'b', power_cut, method=method, **kw)
     again, _ = toy.run(tmp_path/'b', method=method, **kw)
-    assert same(whole, weights(again)) and again.plain_state() == model.plain_state()
+    assert same(whole, weights(again)) and again.extra_state() == model.extra_state()
     other = weights(toy.run(tmp_path/'c')[0])
     assert not same({k: whole[k] for k in other}, other), 'the prototypes never acted'
 
@@ -85,11 +85,11 @@ def test_a_history_is_the_same_after_a_kill_between_an_epochs_last_step_and_its_
 @pytest.mark.parametrize('name', ['cmpc', 'cmpc-released'])
 def test_a_bad_batch_is_said_where_the_loss_is_read_and_spoils_no_memory(tmp_path, name):
     method = toy.build(method=toy.METHODS[name])
-    real, n = method.objective, iter(range(10**6))
-    def objective(v, f, idx):
+    real, n = method.loss, iter(range(10**6))
+    def loss(v, f, idx):
         if next(n) == 9: v = v*torch.where(idx == idx[3], torch.nan, 1.)[:, None]
         return real(v, f, idx)
-    method.objective = objective
+    method.loss = loss
     cfg = TrainConfig(samples=18*8, batch_size=8, warmup=0, checkpoint_every=4)
     with pytest.raises(RunError, match=r'Memory: 1 of 8 values are not finite \(first: row \d+\)'):
         training.fit(method, toy.batches, 6, cfg, RunFolder(tmp_path), quiet=True)
@@ -151,8 +151,8 @@ def test_validation_sees_eval_mode_and_training_goes_on_in_train_mode(tmp_path):
 
 def test_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
     def poison(method, at):
-        forward, n = method.objective, iter(range(10**6))
-        method.objective = lambda v, f, i: (forward(v, f, i)[0]*(float('nan') if next(n) == at else 1.), None)
+        forward, n = method.loss, iter(range(10**6))
+        method.loss = lambda v, f, i: (forward(v, f, i)[0]*(float('nan') if next(n) == at else 1.), None)
     model = toy.build()
     poison(model, 9)
     cfg = TrainConfig(samples=18*8, batch_size=8, warmup=0, checkpoint_every=4)

@@ -31,7 +31,7 @@ def batches(epoch, start, before=lambda step: None, rank=0, n=1):
 def build(dim=8, projection='shared', method={'name': 'cid'}):
     seed_everything(0)
     made = build_method(method, VoiceFaceModel(ModelConfig(dim=dim, projection=projection)), N)
-    made.pooled = lambda: pooled(made.model)
+    made.embed_training_set = lambda: pooled(made.model)
     return made
 
 

@@ -17,8 +17,8 @@ from ..models.two_tower import VoiceFaceModel
 # %% ../../nbs/07_methods/01_base.ipynb #57724f08
 class Method(nn.Module):
     "A model, the state a method keeps between batches, and its loss per row."
-    within = False # True: voices and faces cannot be compared; validation asks how well each modality tells its own videos apart
-    labelled = False # True: built with `identity`, the training videos' identities; the self-supervised never see them
+    intra_modal = False # True: voices and faces cannot be compared; validation asks how well each modality tells its own videos apart
+    supervised = False # True: built with `identity`, the training videos' identities; the self-supervised never see them
 
     def __init__(self,
         model:VoiceFaceModel, # what is trained and, at the end, kept
@@ -26,24 +26,24 @@ class Method(nn.Module):
         super().__init__()
         self.model = model
 
-    def objective(self, v:Tensor, f:Tensor, idx:Tensor) -> tuple[Tensor, Tensor|None]:
+    def loss(self, v:Tensor, f:Tensor, idx:Tensor) -> tuple[Tensor, Tensor|None]:
         "(b,) losses and (b,) weights (None: all equal) from embeddings (b, d), (b, d) and the videos' rows (b,)."
-        raise TypeError(f'{type(self).__name__} does not define its objective')
+        raise TypeError(f'{type(self).__name__} does not define `loss`')
 
     def forward(self, voice:Tensor, face:Tensor, idx:Tensor) -> tuple[Tensor, Tensor|None]:
         "A batch as the loader gives it: waveforms (b, t), pictures (b, 3, h, w) uint8, rows (b,)."
-        return self.objective(*self.model(voice, face), idx)
+        return self.loss(*self.model(voice, face), idx)
 
     @property
-    def fused(self) -> bool: "Does `pair_scores` know more than the cosine?"; return False
-    def pair_scores(self, v:Tensor, f:Tensor) -> Tensor: "(p,) how alike each voice (p, d) and its face (p, d) are; higher is more."; return (v*f).sum(1)
-    def kept(self) -> dict[str, Tensor]: "What the best checkpoint holds."; return self.model.state_dict()
-    def start_epoch(self, epoch:int): "Called before the first batch of an epoch (not when an epoch is resumed in its middle)."
-    def end_epoch(self, epoch:int, score:float|None) -> dict: "Called after validation; returns numbers for the history."; return {}
+    def has_pair_scorer(self) -> bool: "Does `score_pairs` know more than the cosine?"; return False
+    def score_pairs(self, v:Tensor, f:Tensor) -> Tensor: "(p,) how alike each voice (p, d) and its face (p, d) are; higher is more."; return (v*f).sum(1)
+    def inference_state_dict(self) -> dict[str, Tensor]: "What the best checkpoint holds."; return self.model.state_dict()
+    def on_epoch_start(self, epoch:int): "Called before the first batch of an epoch (not when an epoch is resumed in its middle)."
+    def on_epoch_end(self, epoch:int, score:float|None) -> dict: "Called after validation; returns numbers for the history."; return {}
     def check(self): "Called where the trainer reads the loss; raises what the batches since then left to be raised, see `memory.check_rows`."
-    def plain_state(self) -> dict: "The state that is not a tensor, as JSON can hold it."; return {}
-    def load_plain_state(self, state:dict): "Restore what `plain_state` returned."
-    def trace(self) -> dict[str, Tensor]: "What the epoch left for every training video, (n, ...) each; written beside the checkpoints."; return {}
+    def extra_state(self) -> dict: "The state that is not a tensor, as JSON can hold it."; return {}
+    def load_extra_state(self, state:dict): "Restore what `extra_state` returned."
+    def diagnostics(self) -> dict[str, Tensor]: "What the epoch left for every training video, (n, ...) each; written beside the checkpoints."; return {}
 
 # %% ../../nbs/07_methods/01_base.ipynb #31265004
 @dataclass(frozen=True)
@@ -59,4 +59,4 @@ class CID(Method):
         super().__init__(model)
         self.cfg = cfg
 
-    def objective(self, v, f, idx): return cid_loss(v, f, self.cfg.tau), None
+    def loss(self, v, f, idx): return cid_loss(v, f, self.cfg.tau), None

@@ -29,7 +29,7 @@ class Kim(Method):
         super().__init__(model)
         self.cfg = cfg
 
-    def objective(self, v, f, idx): return kim_loss(v, f, self.cfg.margin), None
+    def loss(self, v, f, idx): return kim_loss(v, f, self.cfg.margin), None
 
 # %% ../../nbs/07_methods/05_baselines.ipynb #7c96971a
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class PINs(Method):
         super().__init__(model)
         self.cfg, self.hardness = cfg, cfg.start
 
-    def start_epoch(self, epoch): self.hardness = pins_hardness(epoch, self.cfg.start, self.cfg.step, self.cfg.every, self.cfg.stop)
-    def objective(self, v, f, idx): return pins_loss(v, f, self.hardness, self.cfg.margin), None
-    def end_epoch(self, epoch, score): return dict(hardness=self.hardness)
-    def plain_state(self): return dict(hardness=self.hardness)
-    def load_plain_state(self, state): self.hardness = state['hardness']
+    def on_epoch_start(self, epoch): self.hardness = pins_hardness(epoch, self.cfg.start, self.cfg.step, self.cfg.every, self.cfg.stop)
+    def loss(self, v, f, idx): return pins_loss(v, f, self.hardness, self.cfg.margin), None
+    def on_epoch_end(self, epoch, score): return dict(hardness=self.hardness)
+    def extra_state(self): return dict(hardness=self.hardness)
+    def load_extra_state(self, state): self.hardness = state['hardness']

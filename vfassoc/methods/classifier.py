@@ -33,7 +33,7 @@ class DIMNetIConfig:
 
 class DIMNetI(Method):
     "DIMNet-I (Wen et al. 2019) on the unit sphere: voices and faces classified by the same vectors."
-    labelled = True
+    supervised = True
 
     def __init__(self, model:VoiceFaceModel, cfg:DIMNetIConfig, n:int, corpus:str='', identity:Sequence[str]=()):
         super().__init__(model)
@@ -47,7 +47,7 @@ class DIMNetI(Method):
         self.register_buffer('met', torch.zeros(len(names), dtype=torch.bool)) # (C,) imprinted already
 
     @property
-    def within(self): return not self.cfg.shared
+    def intra_modal(self): return not self.cfg.shared
 
     @torch.no_grad()
     def _imprint(self, z:Tensor, y:Tensor):
@@ -58,7 +58,7 @@ class DIMNetI(Method):
         self.weight.copy_(torch.where(new[:, None], F.normalize(mean, dim=1), self.weight))
         self.met |= new
 
-    def objective(self, v, f, idx):
+    def loss(self, v, f, idx):
         y = self.target[idx]
         if self.cfg.imprint: self._imprint(v + f, y)
         return identity_loss(v, self.weight, y, self.cfg.tau) + identity_loss(f, self.weight if self.cfg.shared else self.face_weight, y, self.cfg.tau), None

@@ -70,7 +70,7 @@ class CMPC(Method):
         none = torch.zeros(1, dtype=torch.float64)
         return [Clusters(get('centroids', k), get('assign', k), torch.zeros_like(get('assign', k), dtype=torch.float32), none) for k in self.cfg.ks]
 
-    def start_epoch(self, epoch:int):
+    def on_epoch_start(self, epoch:int):
         "Cluster the memories, once the warm-up is over; every video's rho is then that of the new prototypes."
         if not self.cfg.prototypes or self.seen < self.cfg.warmup: return
         for m in MODALITIES:
@@ -93,7 +93,7 @@ class CMPC(Method):
                 self._stacked = v, f, prototype_agreement(v, f, missing='skip')
         return self._stacked
 
-    def objective(self, v, f, idx):
+    def loss(self, v, f, idx):
         now = self.prototypes()
         if now is None: loss, w = cid_loss(v, f, self.cfg.tau), None
         else:
@@ -106,20 +106,20 @@ class CMPC(Method):
         self.seen += len(v)*rank_and_world()[1]
         return loss, w
 
-    def end_epoch(self, epoch, score):
+    def on_epoch_end(self, epoch, score):
         seen = bool(self.rho.seen.any())
         mean, std = self.rho.mean_std() if seen else (None, None)
         return dict(prototypes=int(self.prototypes() is not None), rho_mean=float(mean) if seen else None, rho_std=float(std) if seen else None)
 
-    def trace(self):
+    def diagnostics(self):
         "cosine (n,): v.f at the last visit, NaN before the first; with prototypes agreement (n,), rho = cosine - agreement, and who is in which."
         out = dict(cosine=self.cosine.values.masked_fill(~self.cosine.seen, math.nan))
         if (now := self.prototypes()) is None: return out
         return {**out, 'agreement': now[2], **{f'{m}_{k}': getattr(self, f'{m}_assign_{k}') for m in MODALITIES for k in self.cfg.ks}}
 
     def check(self): check_rows([*self.memory.values(), self.rho, self.cosine])
-    def plain_state(self): return dict(seen=self.seen)
-    def load_plain_state(self, state): self.seen = state['seen']
+    def extra_state(self): return dict(seen=self.seen)
+    def load_extra_state(self, state): self.seen = state['seen']
 
     def _load_from_state_dict(self, *args, **kwargs):
         self._current = False

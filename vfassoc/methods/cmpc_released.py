@@ -56,7 +56,7 @@ class ReleasedCMPC(Method):
         found = [released_kmeans(self.memory[m].rows, k) for k in self.cfg.ks]
         return [c for c,_ in found], [concentration(c, d) for c,d in found]
 
-    def objective(self, v, f, idx):
+    def loss(self, v, f, idx):
         kw, cfg = {}, self.cfg
         if self.seen >= cfg.warmup and self.batches % cfg.every == 0:
             (voice, voice_phi), (face, face_phi) = map(self._cluster, MODALITIES)
@@ -68,5 +68,5 @@ class ReleasedCMPC(Method):
         return loss, w
 
     def check(self): check_rows(self.memory.values())
-    def plain_state(self): return dict(seen=self.seen, batches=self.batches)
-    def load_plain_state(self, state): self.seen, self.batches = state['seen'], state['batches']
+    def extra_state(self): return dict(seen=self.seen, batches=self.batches)
+    def load_extra_state(self, state): self.seen, self.batches = state['seen'], state['batches']

@@ -63,31 +63,31 @@ class FAA(Method):
             raise ConfigError(f'method faa: n_clusters = {cfg.n_clusters} on {n} training videos; C can be at most {n}')
         if cfg.match and cfg.fusion.dim != model.cfg.dim:
             raise ConfigError(f'method faa: fusion.dim = {cfg.fusion.dim} with embeddings of {model.cfg.dim} numbers; they must be equal')
-        self.cfg, self.batches, self.pooled = cfg, 0, None
+        self.cfg, self.batches, self.embed_training_set = cfg, 0, None
         self.fusion = FusionEncoder(cfg.fusion) if cfg.match else None
         self.schedule = Schedule(n if cfg.clusters == 'progressive' else cfg.n_clusters, cfg.patience, min(cfg.min_clusters, n))
         self.register_buffer('label', torch.arange(n)) # (n,) pseudo-label of each training video
         self.register_buffer('sums', torch.zeros(4)) # of this epoch: alignment, matching, batches, anchors without a negative
 
     @property
-    def fused(self): return self.fusion is not None
+    def has_pair_scorer(self): return self.fusion is not None
 
-    def start_epoch(self, epoch:int):
+    def on_epoch_start(self, epoch:int):
         "Algorithm 1, lines 5 to 7."
         n = len(self.label)
         if self.schedule.clusters >= n: self.label.copy_(torch.arange(n))
         else:
-            if self.pooled is None: raise RunError('method faa: nothing to cluster; set `pooled` to a function that returns the videos\' vectors (n, 2 d), eq. (1)')
-            self.label.copy_(pseudo_labels(self.pooled(), self.schedule.clusters, self.label, self.cfg.seed))
+            if self.embed_training_set is None: raise RunError('method faa: nothing to cluster; set `embed_training_set` to a function that returns the videos\' vectors (n, 2 d), eq. (1)')
+            self.label.copy_(pseudo_labels(self.embed_training_set(), self.schedule.clusters, self.label, self.cfg.seed))
             if rank_and_world()[1] > 1: torch.distributed.broadcast(self.label, 0)
         self.sums.zero_()
 
-    def objective(self, v, f, idx):
+    def loss(self, v, f, idx):
         cfg, y, (rank, size) = self.cfg, self.label[idx], rank_and_world()
         if cfg.align == 'contrastive': loss = supervised_contrastive(v, f, y, cfg.margin)
         else: loss = multi_similarity_loss(v, f, y, alpha=cfg.alpha, beta=cfg.beta, lam=cfg.lam, eps=cfg.eps)
         align, match, alone = loss, loss.new_zeros(1), loss.new_zeros(1)
-        if self.fused:
+        if self.has_pair_scorer:
             u = None if cfg.negatives == 'hardest' else gumbel_noise(cfg.seed, self.batches, len(v)*size, rank, size).to(v.device)
             match, has = match_rows(self.fusion, v, f, y, cfg.negatives, u, cfg.temperature)
             loss, alone = cfg.delta*align + (1 - cfg.delta)*match, ~has
@@ -97,27 +97,27 @@ class FAA(Method):
         self.batches += 1
         return loss, None
 
-    def end_epoch(self, epoch, score):
+    def on_epoch_end(self, epoch, score):
         clusters, (align, match, batches, alone) = self.schedule.clusters, self.sums.tolist()
         if alone and rank_and_world()[0] == 0: print(f'epoch {epoch + 1}: {alone:.0f} anchors were in batches without a single negative; raise train.batch_size or method.min_clusters', file=sys.stderr)
         if self.cfg.clusters == 'progressive': self.schedule = self.schedule.after(score)
-        return dict(clusters=clusters, align=align/max(1, batches), **({'match': match/max(1, batches)} if self.fused else {}), no_negative=int(alone))
+        return dict(clusters=clusters, align=align/max(1, batches), **({'match': match/max(1, batches)} if self.has_pair_scorer else {}), no_negative=int(alone))
 
-    def kept(self):
-        return {**super().kept(), **({f'fusion.{k}': t for k,t in self.fusion.state_dict().items()} if self.fused else {})}
+    def inference_state_dict(self):
+        return {**super().inference_state_dict(), **({f'fusion.{k}': t for k,t in self.fusion.state_dict().items()} if self.has_pair_scorer else {})}
 
     @torch.no_grad()
-    def pair_scores(self, v, f):
-        if not self.fused: return super().pair_scores(v, f)
+    def score_pairs(self, v, f):
+        if not self.has_pair_scorer: return super().score_pairs(v, f)
         parts = zip(v.split(4096), f.split(4096))
         return torch.cat([self.fusion(a, b).float() @ v.new_tensor([-1., 1.]) for a,b in parts]) # log odds: ranks as the probability does
 
-    def trace(self):
+    def diagnostics(self):
         "label (n,): the pseudo-label of each training video in this epoch."
         return dict(label=self.label)
 
-    def plain_state(self): return dict(batches=self.batches, clusters=self.schedule.clusters, best=self.schedule.best, stale=self.schedule.stale)
+    def extra_state(self): return dict(batches=self.batches, clusters=self.schedule.clusters, best=self.schedule.best, stale=self.schedule.stale)
 
-    def load_plain_state(self, state):
+    def load_extra_state(self, state):
         self.batches = state['batches']
         self.schedule = Schedule(state['clusters'], self.schedule.patience, self.schedule.least, state['best'], state['stale'])

@@ -34,10 +34,10 @@ def build_method(
     model:VoiceFaceModel, # the towers
     n:int, # training videos: one row each in every memory
     corpus:str='', # hash of the manifest: a memory of another corpus is refused
-    identity:Sequence[str]|None=None, # (n,) identity of each training video; handed on only to a method that is `labelled`
+    identity:Sequence[str]|None=None, # (n,) identity of each training video; handed on only to a method that is `supervised`
 ) -> Method:
     "The method a recipe names, around `model`. `ConfigError` if it needs identities and gets none."
     cfg, cls = method_config(d), METHODS[d['name']][1]
-    if not cls.labelled: return cls(model, cfg, n, corpus)
+    if not cls.supervised: return cls(model, cfg, n, corpus)
     require(identity is not None and len(identity) == n, f'method {d["name"]}', 'identity', identity, f'the identities of the {n} training videos')
     return cls(model, cfg, n, corpus, identity)

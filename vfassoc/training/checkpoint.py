@@ -150,7 +150,7 @@ def save_checkpoint(
     tensors |= {f'optim/{k}': t for k,t in _optim_tensors(opt).items()}
     if rank_and_world()[0] == 0:
         save_tensors(run.checkpoints/'last.safetensors', tensors, dict(
-            state=asdict(state), train=asdict(cfg), method=method.plain_state(), random=plain, processes=rank_and_world()[1],
+            state=asdict(state), train=asdict(cfg), method=method.extra_state(), random=plain, processes=rank_and_world()[1],
             scaler=scaler.state_dict() if scaler else None))
 
 def load_checkpoint(
@@ -174,7 +174,7 @@ def load_checkpoint(
     rank, n = rank_and_world()
     try:
         method.load_state_dict(saved)
-        method.load_plain_state(head.method)
+        method.load_extra_state(head.method)
         _load_optim(opt, _under(tensors, 'optim'))
         if scaler and head.scaler: scaler.load_state_dict(head.scaler)
         if head.processes == n: _set_random_state(_under(tensors, f'random{rank}'), head.random)

@@ -160,12 +160,12 @@ def _end_epoch(acc, method, run, s, loss_sum, validate, about) -> dict:
         score = float(score)
     cfg = TrainConfig(**about['train'])
     row = dict(epoch=s.epoch + 1, step=s.step, loss=loss_sum/s.step_in_epoch, valid_auc=score, lr=lr_at(s.step*cfg.batch_size, cfg))
-    row |= {**method.end_epoch(s.epoch, score), 'seconds': round(s.seconds, 2)}
-    if cfg.trace and rank_and_world()[0] == 0: save_tensors(run.traces/f'{s.epoch + 1:04d}.safetensors', method.trace(), dict(epoch=s.epoch + 1))
+    row |= {**method.on_epoch_end(s.epoch, score), 'seconds': round(s.seconds, 2)}
+    if cfg.trace and rank_and_world()[0] == 0: save_tensors(run.traces/f'{s.epoch + 1:04d}.safetensors', method.diagnostics(), dict(epoch=s.epoch + 1))
     s.history.append(row)
     if score is None or s.best is None or score > s.best:
         s.best, s.best_epoch = score, s.epoch + 1
-        if rank_and_world()[0] == 0: save_tensors(run.checkpoints/'best.safetensors', method.kept(),
+        if rank_and_world()[0] == 0: save_tensors(run.checkpoints/'best.safetensors', method.inference_state_dict(),
                                          {**about, 'epoch': s.epoch + 1, 'valid_auc': score})
     if rank_and_world()[0] == 0: _write_history(run, s.history)
     return row
@@ -207,7 +207,7 @@ def fit(
             if cfg.patience and state.best is not None and state.epoch - state.best_epoch >= cfg.patience:
                 reason = f'stopped early: no better validation score for {cfg.patience} epochs'
                 break
-            if state.step_in_epoch == 0: method.start_epoch(state.epoch)
+            if state.step_in_epoch == 0: method.on_epoch_start(state.epoch)
             for batch in batches(state.epoch, state.step_in_epoch):
                 step(batch)
                 bar.update()

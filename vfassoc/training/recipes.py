@@ -30,7 +30,7 @@ class Recipe:
 
     def __post_init__(self):
         method_config(self.method)
-        require(not self.data.shots or METHODS[self.method['name']][1].labelled, f'recipe {self.name}', 'data.shots', self.data.shots,
+        require(not self.data.shots or METHODS[self.method['name']][1].supervised, f'recipe {self.name}', 'data.shots', self.data.shots,
                 f'0 for method {self.method["name"]}, which must not know who is who')
 
 # %% ../../nbs/08_training/04_recipes.ipynb #77399625

@@ -32,15 +32,15 @@ def valid_auc(
     batches, # iterable of (voice, face, idx) over the validation videos
     identity:np.ndarray, # (n,) identity of each validation video
 ) -> float: # in [0, 1]
-    "Verification AUC over the voice-face pairs of the validation videos: all by cosine, drawn ones by a fusion encoder (or within modalities, see `Method.within`)."
+    "Verification AUC over the voice-face pairs of the validation videos: all by cosine, drawn ones by a fusion encoder (or within modalities, see `Method.intra_modal`)."
     model, device = method.model, next(method.parameters()).device
     v, f, idx = zip(*[(model.encode_voice(a.to(device)), model.encode_face(b.to(device)), i) for a,b,i in batches])
     v, f, who = torch.cat(v), torch.cat(f), identity[torch.cat(idx).numpy()]
-    if method.within:
+    if method.intra_modal:
         upper = np.triu_indices(len(who), 1)
         return float(np.mean([roc_auc_score((who[:, None] == who[None])[upper], (z @ z.T).cpu().numpy()[upper]) for z in (v, f)]))
-    if not method.fused:
+    if not method.has_pair_scorer:
         same = who[:, None] == who[None]
         return float(roc_auc_score(same.ravel(), (v.cpu() @ f.cpu().T).numpy().ravel()))
     i, j, same = draw_pairs(who)
-    return float(roc_auc_score(same, method.pair_scores(v[torch.from_numpy(i)], f[torch.from_numpy(j)]).cpu().numpy()))
+    return float(roc_auc_score(same, method.score_pairs(v[torch.from_numpy(i)], f[torch.from_numpy(j)]).cpu().numpy()))
