@@ -128,7 +128,7 @@ def trials(g, v, f, person, each, n=10):
 def statistics(g, v, f, person, each):
     who, s = trials(g, v, f, person, each)
     y, pair = np.repeat([1, 0], len(s)), s[:, :2].T.ravel()
-    r = rank_gallery(v @ f.T, person, person, ks=(1, 5), people=person[-1] + 1, workers=1)
+    r = rank_gallery(v @ f.T, person, person, ks=(1, 5), identities=person[-1] + 1, workers=1)
     return who, s, y, pair, r, {'AUC': auc(y, pair), '1:2': matching_accuracy(s[:, :2]), '1:10': matching_accuracy(s), 'mAP': r.value('map'), 'R@5': r.value('recall@5'), 'MRR': r.value('mrr')}
 
 def coverage(a):
@@ -153,7 +153,7 @@ def coverage(a):
                 for m, name in (('map', 'mAP'), ('recall@5', 'R@5'), ('mrr', 'MRR')):
                     T = ranking_influence(r, m)
                     found[name, 'people'] = draw(influence_statistic(r.value(m), T))
-                    found[name, 'probe'] = draw(influence_statistic(r.value(m), T - r.pull[m]))
+                    found[name, 'probe'] = draw(influence_statistic(r.value(m), T - r.influence[m]))
                 for (m, name), x in found.items():
                     _, low, high = interval(value[m], x)
                     rows.append((kind, people, m, name, low <= truth[m] <= high, high - low, value[m]))

@@ -540,8 +540,8 @@ MUTANTS = [
     Mutant('metrics', 'chance of MRR',
            'x = r/(n - r + 1)*', 'x = r/n*',
            'test_chance_is_what_guessing_gives'),
-    Mutant('metrics', 'bootstrap of half as many people',
-           'multinomial(people, np.full(', 'multinomial(people//2, np.full(',
+    Mutant('metrics', 'bootstrap of half as many identities',
+           'multinomial(identities, p,', 'multinomial(identities//2, p,',
            'test_weighted_statistics_are_those_of_repeated_people '
            'test_interval_has_its_level '
            'test_bootstrap_is_a_function_of_its_seed'),

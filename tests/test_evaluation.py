@@ -84,13 +84,13 @@ def test_retrieval_is_scikit_learns(kind, skipping):
     if kind == 'constant' and not skipping: # all in one tie group: precision is the share of relevant items
         np.testing.assert_allclose(r.ap, r.relevant/98)
 
-def test_pull_does_not_depend_on_blocks():
+def test_influence_does_not_depend_on_blocks():
     g = np.random.default_rng(0)
     s, probe, gallery = g.normal(size=(50, 70)), g.integers(0, 9, 50), np.append(np.arange(9), g.integers(0, 9, 61))
-    one, two = (rank_gallery(s, probe, gallery, ks=(1, 5), people=9, block=b, workers=w) for b, w in ((50, 1), (3, 2)))
-    for m in one.pull: np.testing.assert_allclose(one.pull[m], two.pull[m], atol=1e-14)
+    one, two = (rank_gallery(s, probe, gallery, ks=(1, 5), identities=9, block=b, workers=w) for b, w in ((50, 1), (3, 2)))
+    for m in one.influence: np.testing.assert_allclose(one.influence[m], two.influence[m], atol=1e-14)
     plain = rank_gallery(s, probe, gallery)
-    assert (one.ap == plain.ap).all() and (one.rank == plain.rank).all() and plain.pull is None
+    assert (one.ap == plain.ap).all() and (one.rank == plain.rank).all() and plain.influence is None
 
 def test_gallery_memory_is_not_squared():
     g = np.random.default_rng(0)
@@ -157,7 +157,7 @@ def test_ranking_effect_is_the_change_that_a_person_makes():
     "A person's probes weigh 1 + h, and so do her items where somebody else probes: a finite difference of the mean over probes."
     g = np.random.default_rng(0)
     s, probe, gallery, h = g.integers(0, 30, (60, 80)), g.integers(0, 9, 60), np.append(np.arange(9), g.integers(0, 9, 71)), 1e-6
-    r = rank_gallery(s, probe, gallery, ks=(5,), people=9)
+    r = rank_gallery(s, probe, gallery, ks=(5,), identities=9)
     def ap(me, row, w):
         pos = row[gallery == me]
         return np.mean([k/(k + (w*(row >= x))[gallery != me].sum()) for x in pos for k in [(pos >= x).sum()]])

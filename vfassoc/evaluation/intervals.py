@@ -19,10 +19,10 @@ from .metrics import Ranking, ScoreError, _candidates, _checked_scores, _counts,
 def pair_statistic(
     labels, # (n,) 1 where voice and face are of one person
     scores, # (n,)
-    voice:np.ndarray, # (n,) person of the voice, as integers from 0
-    face:np.ndarray, # (n,) person of the face
-) -> Callable: # weights of people (b, people) -> (2, b): AUC and EER of each replicate
-    "AUC and EER as functions of the weights of people. Raises `ScoreError`."
+    voice:np.ndarray, # (n,) identity of the voice, as integers from 0
+    face:np.ndarray, # (n,) identity of the face
+) -> Callable: # weights of identities (b, identities) -> (2, b): AUC and EER of each replicate
+    "Return AUC and EER as a function of the weights of identities. Raises `ScoreError`."
     labels, scores = _checked_scores(labels, scores)
     order = np.argsort(scores, kind='stable')[::-1]
     tp, fp, _ = _counts(labels, scores)
@@ -40,9 +40,10 @@ def pair_statistic(
 def _cumulate(w): return np.concatenate([np.zeros((len(w), 1)), w.cumsum(1)], 1)
 
 def _weighted_eer(pos, neg, tp, fp):
-    "EER of each replicate: bisection for the first threshold with FPR >= FNR, then the line to the one before."
+    "Compute the EER of each replicate: bisect for the first threshold with FPR >= FNR, interpolate to the one before."
     rows = np.arange(len(pos))
-    fpr, d = lambda k: neg[rows, fp[k]], lambda k: neg[rows, fp[k]] + pos[rows, tp[k]] - 1
+    def fpr(k): return neg[rows, fp[k]]
+    def d(k): return neg[rows, fp[k]] + pos[rows, tp[k]] - 1
     low, high = np.zeros(len(pos), int), np.full(len(pos), len(tp) - 1)
     while (high - low).max() > 1:
         mid = (low + high)//2
@@ -51,18 +52,19 @@ def _weighted_eer(pos, neg, tp, fp):
     return _crossing(fpr(low), d(low), fpr(high), d(high))
 
 def bootstrap(
-    statistic:Callable, # weights of people (b, people) -> (..., b)
-    people:int, # how many people there are
-    replicates:int=1000, # how many test sets are drawn
-    seed:int=0, # the same seed draws the same people for every method and metric
+    statistic:Callable, # weights of identities (b, identities) -> (..., b)
+    identities:int, # number of identities
+    replicates:int=1000, # number of test sets
+    seed:int=0, # the same seed draws the same identities for every method and metric
     block:int=64, # replicates at a time
 ) -> np.ndarray: # (..., replicates), NaN where a replicate has no positive or no negative left
-    "Values of a statistic on test sets whose people are drawn with replacement."
-    w = rng_for(seed, 'bootstrap').multinomial(people, np.full(people, 1/people), size=replicates).astype(float)
+    "Compute a statistic on test sets whose identities are drawn with replacement."
+    p = np.full(identities, 1/identities)
+    w = rng_for(seed, 'bootstrap').multinomial(identities, p, size=replicates).astype(float)
     return np.concatenate([statistic(w[i:i + block]) for i in range(0, replicates, block)], -1)
 
 class Interval(NamedTuple):
-    "A value and its interval; the ends are NaN where there is none."
+    "A value and its interval; the ends are NaN if there is none."
     value:float
     low:float
     high:float
@@ -72,7 +74,7 @@ def interval(
     replicates:np.ndarray, # (b,) from `bootstrap`
     level:float=0.95, # coverage
 ) -> Interval: # no ends if fewer than half of the replicates are defined
-    "Percentile interval of a bootstrap."
+    "Compute the percentile interval of a bootstrap."
     x = np.asarray(replicates)[np.isfinite(replicates)]
     if 2*len(x) < len(replicates): return Interval(float(value), np.nan, np.nan)
     low, high = np.quantile(x, [(1 - level)/2, (1 + level)/2])
@@ -81,43 +83,44 @@ def interval(
 # %% ../../nbs/09_evaluation/02_intervals.ipynb #95e1a3c3
 def matching_influence(
     scores, # (n, N) scores of the candidates, the truth in column 0
-    who:np.ndarray, # (n, N) their persons, as integers from 0; column 0 is also the probe's
-    people:int, # how many people there are
-) -> np.ndarray: # (people,) T_p
-    "How one more copy of each person moves the accuracy, as probe and as impostor. Raises `ScoreError`."
+    who:np.ndarray, # (n, N) their identities, as integers from 0; column 0 is also the probe's
+    identities:int, # number of identities
+) -> np.ndarray: # (identities,) T_p
+    "Compute how one more copy of each identity changes the accuracy, as probe and as impostor. Raises `ScoreError`."
     scores, who = _candidates(scores), np.asarray(who)
     right, won = _right(scores), scores[:, :1] > scores[:, 1:]
     lost = (~won).sum(1, keepdims=True)
     decides = lost == ~won
     q = won[decides].mean() if decides.any() else 0.
-    as_probe = np.bincount(who[:, 0], weights=right - right.mean(), minlength=people)
-    as_impostor = np.bincount(who[:, 1:].ravel(), weights=(decides*(won - q)).ravel(), minlength=people)
+    as_probe = np.bincount(who[:, 0], weights=right - right.mean(), minlength=identities)
+    as_impostor = np.bincount(who[:, 1:].ravel(), weights=(decides*(won - q)).ravel(), minlength=identities)
     return (as_probe + as_impostor)/len(scores)
 
 def ranking_influence(
-    ranking:Ranking, # from `rank_gallery(..., people=people)`
+    ranking:Ranking, # from `rank_gallery(..., identities=n)`
     metric:str, # 'map', 'mrr' or 'recall@k'
-) -> np.ndarray: # (people,) T_p
-    "How one more copy of each person moves a retrieval metric, as probe and in the gallery."
-    x, pull = ranking.of_probes(metric), ranking.pull[metric]
-    return np.bincount(ranking.probe, weights=x - x.mean(), minlength=len(pull))/len(x) + pull
+) -> np.ndarray: # (identities,) T_p
+    "Compute how one more copy of each identity changes a retrieval metric, as probe and in the gallery."
+    x, in_gallery = ranking.of_probes(metric), ranking.influence[metric]
+    return np.bincount(ranking.probe, weights=x - x.mean(), minlength=len(in_gallery))/len(x) + in_gallery
 
 def influence_statistic(
     value:float, # of the whole test set
-    effect:np.ndarray, # (people,) T_p
-) -> Callable: # weights of people (b, people) -> (b,)
-    "First-order answer of a metric to the weights of people, kept within 0 and 1."
-    return lambda w: np.clip(value + (w - 1)@effect, 0, 1)
+    influence:np.ndarray, # (identities,) T_p
+) -> Callable: # weights of identities (b, identities) -> (b,)
+    "Return the first-order approximation of a metric as a function of the weights, clipped to 0 and 1."
+    def statistic(w): return np.clip(value + (w - 1)@influence, 0, 1)
+    return statistic
 
 # %% ../../nbs/09_evaluation/02_intervals.ipynb #aa69e576
 def seed_interval(
     values, # (n,) one value per seed
     level:float=0.95, # coverage
 ) -> Interval: # mean, low, high; no ends for n = 1
-    "Mean over seeds with its t interval. Raises `ScoreError` on none or NaN."
+    "Compute the mean over seeds with its t interval. Raises `ScoreError` on none or NaN."
     x = np.asarray(values, float)
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
-        raise ScoreError(f'seeds: {values!r} is not a list of one finite value per seed')
+        raise ScoreError(f'seeds: the values are {values!r}; give a list of one finite value per seed')
     if len(x) == 1: return Interval(float(x[0]), np.nan, np.nan)
     half = float(student_t.ppf((1 + level)/2, len(x) - 1)*x.std(ddof=1)/len(x)**.5)
     return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)

@@ -169,12 +169,12 @@ def _retrieval(s):
     def rank(scorer):
         if t.direction == 'v2f': rows = lambda k: scorer.block(t.probe[k], t.gallery)
         else: rows = lambda k: scorer.block(t.gallery, t.probe[k]).T
-        effects = people if scorer is s.scorer and people >= MIN_IDENTITIES else 0
-        return rank_gallery(rows, probe, gallery, skip, s.cfg.ks, effects)
+        with_influence = people if scorer is s.scorer and people >= MIN_IDENTITIES else 0
+        return rank_gallery(rows, probe, gallery, skip, s.cfg.ks, with_influence)
     r, best = s.both(rank)
     records = []
     for m in ('map', *(f'recall@{k}' for k in s.cfg.ks), 'mrr'):
-        draws = s.draws(influence_statistic(r.value(m), ranking_influence(r, m)), people) if r.pull else None
+        draws = s.draws(influence_statistic(r.value(m), ranking_influence(r, m)), people) if r.influence else None
         ceiling = None if best is None else best.value(m)
         records.append(s.record(m, r.value(m), draws, chance(m, r.relevant, r.gallery), ceiling, len(t), people))
     return records, None
