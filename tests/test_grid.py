@@ -22,13 +22,14 @@ PAIR = ('CMPC', 'CMPC, 2 shots') # the second starts from the first
 def copied(cmpc_grid, folder):
     "Copies of the two runs of PAIR, finished, as a grid of their own in `folder`/runs/g; and settings that find their corpus."
     for run in ('cmpc/seed0', 'cmpc-2-shots/seed0'): shutil.copytree(cmpc_grid/'runs/g'/run, folder/'runs/g'/run)
+    shutil.copy(cmpc_grid/'runs/g/grid.json', folder/'runs/g')
     config = folder/'runs/g/cmpc-2-shots/seed0/config.json'
     write_json(config, {**read_json(config), 'start': str((folder/'runs/g/cmpc/seed0').resolve())})
     return folder/'runs/g', dataclasses.replace(here(folder), data=here(cmpc_grid).data)
 
 
 def test_an_interrupted_command_goes_on_and_skips_what_is_done(tmp_path):
-    "SIGKILL of the whole group after the first cell: the next command trains the rest and leaves the first as it was."
+    "SIGKILL of the whole group after the first cell: the next command, one cell at a time, trains the rest and leaves the first as it was."
     (tmp_path/'g.json').write_text(json.dumps(to_dict(tiny(('CID', 'CMPC')))))
     env = {**os.environ, 'VFASSOC_SETTINGS': str(ini(tmp_path)), 'OMP_NUM_THREADS': '1'}
     call = [sys.executable, '-m', 'vfassoc', 'grid', str(tmp_path/'g.json'), '--jobs', '2', '--set', 'seeds=[0, 1]']
@@ -39,7 +40,7 @@ def test_an_interrupted_command_goes_on_and_skips_what_is_done(tmp_path):
     finished = [m for m in (tmp_path/'runs/g').rglob('metrics.json')]
     assert 1 <= len(finished) < 4, 'killed too late to show anything'
     before = {f.parent: (f.parent/'checkpoints/last.safetensors').read_bytes() for f in finished}
-    out = subprocess.run(call, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    out = subprocess.run([*call[:-3], '1', *call[-2:]], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert out.returncode == 0 and '4 of 4 cells finished' in out.stdout and out.stdout.count('finished before') >= len(finished), out.stderr[-2000:]
     assert all((run/'checkpoints/last.safetensors').read_bytes() == b for run, b in before.items())
     assert len(grid_runs(tmp_path/'runs/g')) == 4
