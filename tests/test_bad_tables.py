@@ -1,7 +1,6 @@
 "Tables that people and spreadsheets made: each is read for what it says, or refused in one line that names file and value."
 import json, random
 
-import pandas as pd
 import pytest
 
 from test_corpus_bad_input import one_line, root, scan  # noqa: F401 (a fixture)
@@ -10,7 +9,6 @@ from vfassoc.corpus.layout import read_metadata, read_splits
 from vfassoc.corpus.voxceleb1 import read_index
 from vfassoc.experiments.sweeps import load_grid
 from vfassoc.evaluation.trial_files import read_list
-from vfassoc.evaluation.trials import read_trials
 from vfassoc.training.recipes import RECIPES, load_recipe
 
 HEAD = 'VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tAge'
@@ -57,19 +55,6 @@ def test_a_person_without_a_name_has_the_id(tmp_path):
 def test_an_age_that_is_none_is_unknown(tmp_path, age):
     assert meta(tmp_path, f'{HEAD}{ROWS}id3\tC\tm\tUK\t{age}\n').age.isna().tolist() == [False, False, True]
 
-# ---- lists of trials
-
-MEDIA = pd.DataFrame({'path': ['a', 'b'], 'identity': ['A', 'B']})
-
-@pytest.mark.parametrize('text, value', [
-    ('label,voice,face\n1,a,a\n', "'stratum'"), ('stratum,label,voice\nU,1,a\n', "'face'"), ('stratum,label,voice,face\nU,1,a,a\nU,2,a,b\n', "line 3: label = '2'"),
-    ('direction,stratum,probe,truth\nv2v,U,a,a\n', "line 2: direction = 'v2v'"), ('direction,stratum,truth\nv2f,U,a\n', "'probe'"),
-    ('direction,same_video,role,path\nv2f,allow,both,a\n', "line 2: role = 'both'"), ('stratum,label,voice,face\nX,1,a,a\n', "stratum = 'X'")])
-def test_a_list_of_trials_that_is_none(tmp_path, text, value):
-    (tmp_path/'t.csv').write_text(text)
-    with pytest.raises(CorpusError) as e: read_trials(tmp_path/'t.csv', MEDIA, MEDIA)
-    assert f'{tmp_path/"t.csv"}: ' in one_line(e) and value in str(e.value)
-
 # ---- whatever happens to a file
 
 ODD = ['\t', ',', ' ', '\n', '\r', '\0', '\u2028', '\x85', '\ufeff', '"', '1', '-1', '1e400', 'nan', '9'*30, '²', '{', '[', '%(x)s', '~nosuch', 'x'*300, '.wav', '/', '']
@@ -97,7 +82,6 @@ KINDS = {
     'veriflist_test_G_seenheard.txt': ('id,v,f,label,voice-path,face-path\n1,1,1,1,A/v_0000001.wav,A/v/0000001.jpg\n2,1,2,0,A/v_0000001.wav,B/w/0000002.jpg\n', read_list),
     'matching_v2f_U.csv': ('id1/v/00001.wav A/1.6/v/0000001.jpg B/1.6/w/0000002.jpg\n'*3, read_list), 'wav.tsv': ('VoxCeleb1 ID\twav\nid1\tid1/v/00001.wav\nid2\tid2/w/00001.wav\n', read_list),
     'utterances.tsv': ('identity\tvideo\tutterance\tseconds\tpart\nid1\tv\t00001\t3.5\tdev\nid2\tw\t00001\t4.5\tdev\n', read_index),
-    'trials.csv': ('stratum,label,voice,face\nU,1,a,a\nU,0,a,b\n', lambda p: read_trials(p, MEDIA, MEDIA, strict=False)),
     'settings.ini': ('[vfassoc]\ndata = data\nruns = runs\ndevice = cpu\nseed = 0\nworkers = 2\n', load_settings),
     'recipe.json': (json.dumps(RECIPES['faa-demo'], indent=1), load_recipe), 'grid.json': (json.dumps(dict(recipe='cmpc-demo', variants={'a': {}}, seeds=[0, 1], evaluate={'replicates': 100})), load_grid)}
 
