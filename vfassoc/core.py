@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['printable', 'VfassocError', 'ConfigError', 'CorpusError', 'RunError', 'Terminated', 'temporary', 'sweep',
            'atomic_path', 'write_json', 'read_json', 'occupied', 'end_workers', 'claim', 'claims', 'read_table',
-           'from_dict', 'to_dict', 'require', 'user_path', 'Settings', 'load_settings', 'rng_for', 'seed_everything',
-           'progress', 'rank_and_world', 'gather_rows', 'barrier_before_exit', 'provenance', 'RunFolder', 'open_run']
+           'from_dict', 'to_dict', 'require', 'Registry', 'user_path', 'Settings', 'load_settings', 'rng_for',
+           'seed_everything', 'progress', 'rank_and_world', 'gather_rows', 'barrier_before_exit', 'provenance',
+           'RunFolder', 'open_run']
 
 # %% ../nbs/12_appendix/01_core.ipynb #d389f9ed
-import contextlib, dataclasses, errno, functools, hashlib, inspect, json, math, os, platform, random, re, subprocess, sys, tempfile, time, types, typing
+import contextlib, dataclasses, errno, functools, hashlib, importlib.metadata, inspect, json, math, os, pkgutil, platform, random, re, subprocess, sys, tempfile, time, types, typing
+from collections.abc import Callable
 from configparser import ConfigParser, Error as IniError
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -321,6 +323,53 @@ def require(
 ):
     "Raise `ConfigError` naming the field, the value and what is allowed, unless `ok`."
     if not ok: raise ConfigError(f'{where}: {name} = {_told(value)}; allowed: {allowed}')
+
+# %% ../nbs/12_appendix/01_core.ipynb #33aa09e2
+class Registry:
+    "Named parts of a kind. Other packages add theirs: by decorator, by entry point, or as `package.module:Name`."
+    def __init__(self,
+        kind:str, # what it holds: method, encoder, loss
+        group:str='', # of the entry points by which installed packages add theirs
+        accept:Callable=lambda x: x, # what was imported -> what is held; raises TypeError if it is of another kind
+    ): self.kind, self.group, self.accept, self.known, self._outside = kind, group, accept, {}, {}
+
+    def register(self,
+        name:str, # as recipes write it
+    ) -> Callable: # a decorator
+        "Decorate what `name` stands for. `ConfigError` if the name stands for something else already."
+        def keep(x):
+            of = lambda y: getattr(getattr(y, 'build', y), '__qualname__', None)
+            if name in self.known and of(self.known[name]) != of(x):
+                raise ConfigError(f'{self.kind} {name}: is registered already ({of(self.known[name])}); choose another name')
+            self.known[name] = self.accept(x)
+            return self.known[name]
+        return keep
+
+    def _entry_points(self) -> dict:
+        return {e.name: e for e in importlib.metadata.entry_points(group=self.group)} if self.group else {}
+
+    def names(self) -> list[str]:
+        "Every name that `find` takes, dotted names aside."
+        return list(dict.fromkeys([*self.known, *self._entry_points()]))
+
+    def find(self,
+        name:str, # as a recipe writes it
+        where:str, # to say it in an error, e.g. 'method: name'
+    ): # what it stands for
+        "Look a name up; a dotted name or an entry point is imported, and one line says so. `ConfigError` if there is none."
+        if not isinstance(name, str): raise ConfigError(f'{where} = {_told(name)}; expected a name')
+        if name in self.known: return self.known[name]
+        if name in self._outside: return self._outside[name]
+        target = name if ':' in name else getattr(self._entry_points().get(name), 'value', None)
+        if target is None:
+            raise ConfigError(f'{where} = {_told(name)}; known: {", ".join(self.names())}; another package registers one with '
+                              f'@register_{self.kind}, or is named as package.module:Name')
+        print(printable(f'{where} = {name}: imports {target.partition(":")[0]}'), file=sys.stderr)
+        try: self._outside[name] = self.accept(pkgutil.resolve_name(target))
+        except Exception as e: # whatever another package may raise
+            why = ' '.join(f'{type(e).__name__}: {e}'.split())[:160]
+            raise ConfigError(f'{where} = {_told(name)}: cannot be imported as a {self.kind} ({why}); install the package, or put its folder on PYTHONPATH') from None
+        return self._outside[name]
 
 # %% ../nbs/12_appendix/01_core.ipynb #037015be
 def user_path(

@@ -34,12 +34,12 @@ def embed(
 ) -> Embeddings: # of every usable file of the split
     "All media of a split as unit vectors, on the model's device."
     if model.training: raise ConfigError('embed: the model is in training mode, where a projection follows the towers; call model.eval()')
-    encode, out, tables = lambda m, x: model.encode_voice(x) if m == 'voice' else model.encode_face(x), [], []
+    out, tables = [], []
     for modality in ('voice', 'face'):
         tables.append(source.manifest.media(modality, split).drop(columns='modality'))
         z = np.zeros((len(tables[-1]), model.cfg.dim), np.float32)
         with progress(total=len(z), desc=f'embed {modality}s', unit='file') as bar:
-            for rows, x in encode_media(source, encode, modality, split, next(model.parameters()).device): z[rows.numpy()] = x.numpy(); bar.update(len(rows))
+            for rows, x in encode_media(source, model.encode, modality, split, next(model.parameters()).device): z[rows.numpy()] = x.numpy(); bar.update(len(rows))
         out.append(z)
     return Embeddings(*out, *tables)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..core import require
 from ..losses.contrastive import pins_hardness, pins_loss
 from ..losses.triplet import kim_loss
-from .base import Method
+from .base import Method, register_method
 from ..models.two_tower import VoiceFaceModel
 
 # %% ../../nbs/07_methods/05_baselines.ipynb #cd57fae5
@@ -23,8 +23,10 @@ class KimConfig:
     def __post_init__(self):
         require(self.margin is None or 0 < self.margin <= 4, 'method kim', 'margin', self.margin, 'above 0, up to 4, or none')
 
+@register_method('kim')
 class Kim(Method):
     "Kim et al. 2018, *On Learning Associations of Faces and Voices*: triplets, both directions."
+    config_class = KimConfig
     def __init__(self, model:VoiceFaceModel, cfg:KimConfig, n:int, corpus:str=''):
         super().__init__(model)
         self.cfg = cfg
@@ -45,8 +47,10 @@ class PINsConfig:
         require(0 < self.margin <= 2, 'method pins', 'margin', self.margin, 'above 0, up to 2')
         pins_hardness(0, self.start, self.step, self.every, self.stop)
 
+@register_method('pins')
 class PINs(Method):
     "Nagrani et al. 2018, *Learnable PINs*: contrastive pairs, one negative each, harder and harder."
+    config_class = PINsConfig
     def __init__(self, model:VoiceFaceModel, cfg:PINsConfig, n:int, corpus:str=''):
         super().__init__(model)
         self.cfg, self.hardness = cfg, cfg.start

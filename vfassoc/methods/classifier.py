@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core import ConfigError, gather_rows, require
 from ..losses.classification import identity_loss
-from .base import Method
+from .base import Method, register_method
 from ..models.two_tower import VoiceFaceModel
 
 # %% ../../nbs/07_methods/06_classifier.ipynb #f362341f
@@ -31,8 +31,10 @@ class DIMNetIConfig:
         require(self.tau > 0, 'method identity', 'tau', self.tau, 'above 0')
         require(self.shared or not self.imprint, 'method identity', 'imprint', self.imprint, 'false when shared is false')
 
+@register_method('identity')
 class DIMNetI(Method):
     "DIMNet-I (Wen et al. 2019) on the unit sphere: voices and faces classified by the same vectors."
+    config_class = DIMNetIConfig
     supervised = True
 
     def __init__(self, model:VoiceFaceModel, cfg:DIMNetIConfig, n:int, corpus:str='', identity:Sequence[str]=()):

@@ -17,7 +17,7 @@ from ..core import ConfigError, require, rank_and_world
 from ..losses.infonce import cid_loss
 from ..losses.prototype import cmpc_loss, stack_prototypes
 from ..losses.recalibration import deviation, prototype_agreement, recalibration_weights
-from .base import Method
+from .base import Method, register_method
 from ..models.two_tower import VoiceFaceModel
 
 # %% ../../nbs/07_methods/02_cmpc.ipynb #b5ffc91c
@@ -49,8 +49,10 @@ class CMPCConfig:
 # %% ../../nbs/07_methods/02_cmpc.ipynb #ca3f847e
 MODALITIES = ('voice', 'face')
 
+@register_method('cmpc')
 class CMPC(Method):
     "Cross-modal prototype contrast with instance recalibration: CMPC, eq. (4) to (10)."
+    config_class = CMPCConfig
     def __init__(self, model:VoiceFaceModel, cfg:CMPCConfig, n:int, corpus:str=''):
         super().__init__(model)
         if cfg.prototypes and max(cfg.ks) > n:

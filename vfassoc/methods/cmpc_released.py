@@ -16,7 +16,7 @@ from ..clustering.kmeans import Clusters
 from ..clustering.memory import Memory, check_rows
 from ..core import ConfigError, require, rank_and_world
 from ..losses.released_cmpc import concentration, released_cmpc_loss, released_kmeans
-from .base import Method
+from .base import Method, register_method
 from .cmpc import MODALITIES
 from ..models.two_tower import VoiceFaceModel
 
@@ -43,8 +43,10 @@ class ReleasedCMPCConfig:
         ok('delta', -3 <= self.delta <= 3, '-3 to 3 (standard deviations)')
         ok('kappa', 0 < self.kappa < math.inf, 'above 0')
 
+@register_method('cmpc-released')
 class ReleasedCMPC(Method):
     "The public CMPC code's behaviour: prototypes in one batch of `every`, CID in all others."
+    config_class = ReleasedCMPCConfig
     def __init__(self, model:VoiceFaceModel, cfg:ReleasedCMPCConfig, n:int, corpus:str=''):
         super().__init__(model)
         if max(cfg.ks) > n: raise ConfigError(f'method cmpc-released: ks = {cfg.ks} on {n} training videos; K can be at most {n}')

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core import ConfigError, RunError, Settings
+from ..core import ConfigError, RunError, Settings, require
 from ..corpus.manifest import Manifest
 from ..corpus.source import DataConfig, Source
 from .two_tower import ModelConfig, VoiceFaceModel
@@ -40,9 +40,9 @@ def open_source(
 ) -> Source:
     "The source of a model's data. `ConfigError`, `CorpusError` where features and model do not fit."
     source = Source(manifest, data, settings)
-    if (model.towers == 'features') != bool(data.features):
+    if model.spec.cached != bool(data.features):
         raise ConfigError(f"recipe: model.towers = {model.towers!r} with data.features = {data.features!r}; 'features' towers and a file of features belong together")
-    if model.towers == 'faa' and data.size < 75: raise ConfigError(f'recipe: data.size = {data.size}; Inception-ResNet-V1 takes faces from 75 pixels')
+    if not source.features: require(data.size >= model.spec.min_face_size, 'recipe', 'data.size', data.size, f'{model.spec.min_face_size} pixels or more for {model.towers}')
     for m in ('voice', 'face') if source.features else ():
         if (there := getattr(source.features, m).shape[1]) != (want := getattr(model, f'{m}_dim')):
             raise ConfigError(f'{source.features.path}: {m} vectors have {there} numbers, model.{m}_dim = {want}; set it to {there}, or take other features')
@@ -88,11 +88,10 @@ def pool_videos(
     videos, device, training = source.manifest.videos(split), next(model.parameters()).device, model.training
     row = {key: i for i,key in enumerate(zip(videos.identity, videos.video))}
     pool = VideoPool(len(videos), model.cfg.dim, device if device.type == 'cuda' else 'cpu')
-    encode = lambda m, x: model.encode_voice(x) if m == 'voice' else model.encode_face(x)
     model.eval()
     for m in ('voice', 'face'):
         media = source.manifest.media(m, split)
         video = torch.tensor([row[key] for key in zip(media.identity, media.video)])
-        for rows, z in encode_media(source, encode, m, split, device, share): pool.add(m, z.to(pool.sum[m].device), video[rows].to(pool.sum[m].device))
+        for rows, z in encode_media(source, model.encode, m, split, device, share): pool.add(m, z.to(pool.sum[m].device), video[rows].to(pool.sum[m].device))
     model.train(training)
     return pool.result().to(device)

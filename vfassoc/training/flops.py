@@ -48,7 +48,7 @@ def cost(
     model = VoiceFaceModel(replace(recipe.model, voice_weights='', face_weights='', channels_last=False))
     method = build_method(recipe.method, model, corpus.videos, identity=[str(i % 900) for i in range(corpus.videos)])
     d, m, b = recipe.data, recipe.model, 2
-    cached = m.towers == 'features'
+    cached = m.spec.cached
     voice = torch.randn(b, m.voice_dim if cached else round(16000*d.seconds))
     face = torch.randn(b, m.face_dim) if cached else torch.randint(0, 256, (b, 3, d.size, d.size), dtype=torch.uint8)
     method.train()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..core import ConfigError, RunError, from_dict, read_json, require
 from ..corpus.source import DataConfig
-from ..methods.registry import METHODS, method_config
+from ..methods.registry import method_class, method_config
 from ..models.two_tower import ModelConfig
 from .config import TrainConfig
 
@@ -30,7 +30,7 @@ class Recipe:
 
     def __post_init__(self):
         method_config(self.method)
-        require(not self.data.shots or METHODS[self.method['name']][1].supervised, f'recipe {self.name}', 'data.shots', self.data.shots,
+        require(not self.data.shots or method_class(self.method).supervised, f'recipe {self.name}', 'data.shots', self.data.shots,
                 f'0 for method {self.method["name"]}, which must not know who is who')
 
 # %% ../../nbs/08_training/04_recipes.ipynb #77399625

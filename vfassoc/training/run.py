@@ -114,7 +114,7 @@ def _start(recipe:Recipe, model:VoiceFaceModel, settings:Settings) -> set[str]:
     if not recipe.start: return set()
     path = run_path(recipe.start, settings)
     old, theirs, about = load_model(path)
-    width = lambda m: (m.towers, m.dim, *((m.voice_dim, m.face_dim) if m.towers == 'features' else ()))
+    width = lambda m: (m.towers, m.dim, *((m.voice_dim, m.face_dim) if m.spec.cached else ()))
     if (a := width(theirs.model)) != (b := width(recipe.model)):
         raise RunError(f'{path}: has {a[0]} towers of {a[1]} dimensions, the recipe {recipe.name} {b[0]} of {b[1]}; start from a run of the same model')
     model.load_state_dict({k: t for k,t in old.state_dict().items() if k in model.state_dict()}, strict=False)
@@ -151,7 +151,7 @@ def train(
         if not run.config.exists(): write_json(run.config, config) # only now: a recipe that cannot be trained leaves no run
         if source.features: run.stamp(features={'path': str(source.features.path), 'sha256': source.features.digest, **{k: x for k,x in source.features.about.items() if k != 'identities'}})
         for k in ('voice', 'face'):
-            if recipe.model.towers == 'faa' and not getattr(recipe.model, f'{k}_weights'): print(f'{k} encoder: no weights given (model.{k}_weights), trained from scratch', file=sys.stderr)
+            if recipe.model.spec.pretrained and not getattr(recipe.model, f'{k}_weights'): print(f'{k} encoder: no weights given (model.{k}_weights), trained from scratch', file=sys.stderr)
 
     def batches(epoch, start):
         plan = DistributedBatchSampler(n, cfg.batch_size, cfg.seed, epoch, start, rank, world)
