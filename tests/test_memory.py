@@ -22,7 +22,7 @@ N, D, STEPS, BATCH = 60, 6, 12, 8
 
 
 def batches():
-    "The same global batches in every process; two of them repeat a row, once within and once across the processes' parts."
+    "The same global batches in every process; two of them repeat a row, within a part and across parts."
     g = torch.Generator().manual_seed(3)
     out = [(torch.randn(BATCH, D, generator=g), torch.randperm(N, generator=g)[:BATCH]) for _ in range(STEPS)]
     out[4][1][1] = out[4][1][0]
@@ -35,7 +35,8 @@ def fill(variant='paper', part=slice(None)):
     for z, idx in batches():
         memory.update(z[part], idx[part])
         rho.update(z[part, 0], idx[part])
-    return {**{f'memory.{k}': v for k,v in memory.state_dict().items()}, **{f'rho.{k}': v for k,v in rho.state_dict().items()}}
+    stores = dict(memory=memory, rho=rho)
+    return {f'{name}.{k}': v for name, store in stores.items() for k, v in store.state_dict().items()}
 
 
 def worker(folder):
@@ -60,7 +61,7 @@ def test_two_processes_hold_the_memory_of_one(tmp_path):
 @pytest.mark.parametrize('side', 'vf')
 def test_released_memory_is_that_of_the_public_code(side):
     shared = os.environ.get('VFASSOC_SHARED')
-    if not shared or not Path(shared, 'golden').is_dir(): pytest.skip('VFASSOC_SHARED does not lead to the published outputs')
+    if not shared or not Path(shared, 'golden').is_dir(): pytest.skip('VFASSOC_SHARED has no published outputs')
     d = {k: torch.from_numpy(v) for k,v in np.load(Path(shared, 'golden', 'released_memory.npz')).items()}
     memory = Memory(*d[f'start_{side}'].shape, momentum=.5, variant='released')
     memory.rows.copy_(d[f'start_{side}'])
@@ -127,7 +128,8 @@ def one_line(e): return '\n' not in str(e.value) and len(str(e.value)) > 20
 
 
 @pytest.mark.parametrize('z, idx, word', [
-    (torch.tensor([[1., 2.], [torch.nan, 0.], [torch.inf, 0.]]), [0, 2, 1], '2 of 3 values are not finite (first: row 2)'),
+    (torch.tensor([[1., 2.], [torch.nan, 0.], [torch.inf, 0.]]), [0, 2, 1],
+     '2 of 3 values are not finite (first: row 2)'),
     (torch.ones(1, 2), [4], 'row 4 is outside 0 to 3'),
     (torch.ones(1, 2), [-1], 'row -1 is outside 0 to 3'),
     (torch.ones(2, 2), [0], '2 values for (1,) rows'),
@@ -140,7 +142,7 @@ def test_bad_batches_leave_the_memory_as_it_was(z, idx, word):
     before = {k: v.clone() for k,v in memory.state_dict().items()}
     with pytest.raises(RunError) as e:
         memory.update(z, torch.tensor(idx))
-        for k in before: assert torch.equal(getattr(memory, k), before[k])      # the error waits for `check`, the rows do not
+        for k in before: assert torch.equal(getattr(memory, k), before[k]) # only the error waits for `check`
         memory.check()
     assert word in str(e.value) and one_line(e)
     for k,v in memory.state_dict().items(): assert torch.equal(v, before[k])
@@ -174,8 +176,9 @@ def test_nothing_but_the_last_arrival_shows_whatever_repeats_or_is_unknown():
     memory, buffer = Memory(n, d), ScalarMemory(n)
     rows, seen, values, update = waiting(n, d)
     for step in range(60):
-        b = step % 8 + 1                                                         # from one arrival to many repeats of nine rows
-        z, idx, rho = torch.randn(b, d, generator=g), torch.randint(0, n, (b,), generator=g), torch.randn(b, generator=g)
+        b = step % 8 + 1 # from one entry to many repeats of nine rows
+        z, idx = torch.randn(b, d, generator=g), torch.randint(0, n, (b,), generator=g)
+        rho = torch.randn(b, generator=g)
         rho[torch.rand(b, generator=g) < (1. if step == 30 else .4)] = torch.nan
         memory.update(z, idx)
         buffer.update(rho, idx)
@@ -184,24 +187,30 @@ def test_nothing_but_the_last_arrival_shows_whatever_repeats_or_is_unknown():
         assert memory.seen.tolist() == seen and buffer.seen.tolist() == [v is not None for v in values]
         known = torch.tensor([v for v in values if v is not None])
         assert buffer.values[buffer.seen].tolist() == known.tolist()
-        if len(known):
-            for got, want in zip(buffer.mean_std(), (known.double().mean(), known.double().std(correction=0))): torch.testing.assert_close(got, want.float())
-    memory.check(), buffer.check()
+        if not len(known): continue
+        mean, std = buffer.mean_std()
+        torch.testing.assert_close(mean, known.double().mean().float())
+        torch.testing.assert_close(std, known.double().std(correction=0).float())
+    memory.check()
+    buffer.check()
 
 
-WAITS = {'_local_scalar_dense', 'item', 'is_nonzero', 'nonzero', 'nonzero_numpy', 'argwhere', 'unique_dim', '_unique', '_unique2', 'unique_consecutive',
-         'masked_select', 'equal', 'allclose', 'bincount', 'histc', 'repeat_interleave'}
+WAITS = {
+    '_local_scalar_dense', 'item', 'is_nonzero', 'nonzero', 'nonzero_numpy', 'argwhere', 'unique_dim', '_unique',
+    '_unique2', 'unique_consecutive', 'masked_select', 'equal', 'allclose', 'bincount', 'histc', 'repeat_interleave',
+}
 
 
 class Waits(TorchDispatchMode):
-    "Names the operations whose result Python sees, or whose size depends on the data: a GPU would have to finish all that was asked of it."
+    "Record the operations that make Python wait for a GPU: their result is read, or their size depends on the data."
     def __init__(self):
         super().__init__()
         self.found = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        masked = name in ('index', 'index_put', 'index_put_') and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        indices = args[1] if name in ('index', 'index_put', 'index_put_') else ()
+        masked = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
         if name in WAITS or masked: self.found.append(name)
         return func(*args, **(kwargs or {}))
 
@@ -220,25 +229,29 @@ def test_a_step_of_cmpc_asks_the_device_for_nothing(name, warm, monkeypatch):
     towers = torch.nn.Module()
     towers.cfg = SimpleNamespace(dim=8)
     method = build_method({'name': name, 'ks': (4, 9), 'warmup': 10**9 if warm else 0}, towers, 48)
-    for part in torch.arange(48).split(16): step_of(method, part, 8)                 # with `cmpc-released` a batch of prototypes is the first
+    for part in torch.arange(48).split(16): step_of(method, part, 8) # the first batch of `cmpc-released` has prototypes
     method.on_epoch_start(0)
     method.check()
     if name == 'cmpc': assert (method.prototypes() is None) == warm
     with Waits() as waits: step_of(method, torch.arange(16), 8)
     assert waits.found == []
-    monkeypatch.setattr(torch, 'autocast', lambda *args, **kw: nullcontext())        # it does not know the device that follows
-    method.to('meta')                                                                # no tensor has values there: whatever asks for one, fails
+    monkeypatch.setattr(torch, 'autocast', lambda *args, **kw: nullcontext()) # autocast has no device 'meta'
+    method.to('meta') # no tensor has values there, so an operation that reads one fails
     if name == 'cmpc' and not warm:
         voice, face, agreement = method._stacked
-        method._stacked = *(replace(p, centroids=p.centroids.to('meta'), assign=p.assign.to('meta')) for p in (voice, face)), agreement.to('meta')
+        voice, face = (replace(p, centroids=p.centroids.to('meta'), assign=p.assign.to('meta')) for p in (voice, face))
+        method._stacked = voice, face, agreement.to('meta')
     step_of(method, torch.arange(16, device='meta'), 8, 'meta')
-    with pytest.raises((NotImplementedError, RuntimeError)): method.check()          # the one place that asks
+    with pytest.raises((NotImplementedError, RuntimeError)): method.check() # the one place that reads values
 
 
 def test_the_counter_sees_what_waits():
     x, idx, mask = torch.arange(6.), torch.tensor([1, 1, 2]), torch.tensor([True, False]*3)
-    for ask in (lambda: bool(x.any()), lambda: float(x.sum()), lambda: idx.unique(), lambda: x[mask], lambda: x.nonzero(),
-                lambda: x.masked_select(mask), lambda: torch.equal(x, x), lambda: x.__setitem__(mask, 0.), lambda: x[x.argmax()]):
+    for ask in (
+        lambda: bool(x.any()), lambda: float(x.sum()), lambda: idx.unique(), lambda: x[mask], lambda: x.nonzero(),
+        lambda: x.masked_select(mask), lambda: torch.equal(x, x), lambda: x.__setitem__(mask, 0.),
+        lambda: x[x.argmax()],
+    ):
         with Waits() as waits: ask()
         assert waits.found, ask
     with Waits() as waits: x[idx], x.masked_fill(mask, 0.), x.where(mask, 0.), (x > 2).any(), x.sort()
@@ -256,7 +269,8 @@ def test_bad_settings(kw, word):
 
 
 @pytest.mark.parametrize('other, word', [
-    (Memory(5, 2, corpus='ab'*32), 'has 5 rows, this corpus 4'), (Memory(4, 3, corpus='ab'*32), '3 wide, this model gives 2'),
+    (Memory(5, 2, corpus='ab'*32), 'has 5 rows, this corpus 4'),
+    (Memory(4, 3, corpus='ab'*32), '3 wide, this model gives 2'),
     (Memory(4, 2, corpus='cd'*32), 'of corpus cdcdcdcdcdcd, this corpus is abababababab'),
 ])
 def test_a_memory_of_another_corpus_is_refused_untouched(other, word):

@@ -360,7 +360,7 @@ def test_released_memory_mixes_directions():
 
 def test_c_is_halved_when_validation_stands_still():
     "Notices patience of one epoch more or less, a wait that a better score does not end, and no floor."
-    s, clusters = Schedule(16, patience=2, least=5), []
+    s, clusters = Schedule(16, patience=2, min_clusters=5), []
     for score in (.5, .4, .6, .6, .5, .5, .6, .5, .5, .5, .9, .8):
         s = s.after(score)
         clusters.append(s.clusters)

@@ -137,8 +137,8 @@ class FAA(Method):
         "label (n,): the pseudo-label of each training video in this epoch."
         return dict(label=self.label)
 
-    def extra_state(self): return dict(batches=self.batches, clusters=self.schedule.clusters, best=self.schedule.best, stale=self.schedule.stale)
+    def extra_state(self): return dict(batches=self.batches, clusters=self.schedule.clusters, best=self.schedule.best, stale=self.schedule.epochs_without_improvement)
 
     def load_extra_state(self, state):
         self.batches = state['batches']
-        self.schedule = Schedule(state['clusters'], self.schedule.patience, self.schedule.least, state['best'], state['stale'])
+        self.schedule = Schedule(state['clusters'], self.schedule.patience, self.schedule.min_clusters, state['best'], state['stale'])
