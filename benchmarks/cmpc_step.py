@@ -32,7 +32,8 @@ device = torch.device(args.device)
 if device.type == 'cpu': torch.set_num_threads(args.threads)
 N, KS, B = (2000, (50, 100), 64) if args.quick else (21_063, (500, 1000, 1500), 128)
 torch.manual_seed(0)
-model = VoiceFaceModel(ModelConfig('small', 128, 'none') if args.quick else ModelConfig('resnet34', 512, 'shared', channels_last=True)).to(device)
+model = VoiceFaceModel(ModelConfig('small', 128, 'none') if args.quick
+                       else ModelConfig('resnet34', 512, 'shared', channels_last=True)).to(device)
 d = model.cfg.dim
 if args.compile: model.voice, model.face = torch.compile(model.voice), torch.compile(model.face)
 sync = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
@@ -77,12 +78,16 @@ def timed(f, n):
     "Seconds of each of n calls."
     out = []
     for _ in range(n):
-        sync(); t = time.perf_counter(); f(); sync()
+        sync()
+        t = time.perf_counter()
+        f()
+        sync()
         out.append(time.perf_counter() - t)
     return out
 
 
-voice, face = torch.randn(B, 80_000, device=device), torch.randint(0, 256, (B, 3, 224, 224), dtype=torch.uint8, device=device)
+voice, face = torch.randn(B, 80_000, device=device), torch.randint(0, 256, (B, 3, 224, 224), dtype=torch.uint8,
+                                                                   device=device)
 if args.quick: voice, face = voice[:, :24_000], face[..., :64, :64]
 opt = torch.optim.Adam(model.parameters(), 1e-4)
 
@@ -90,14 +95,16 @@ opt = torch.optim.Adam(model.parameters(), 1e-4)
 def encoder_step():
     with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == 'bf16'): v, f = model(voice, face)
     (v*f).sum().backward()
-    opt.step(); opt.zero_grad(set_to_none=True)
+    opt.step()
+    opt.zero_grad(set_to_none=True)
 
 
 people = F.normalize(torch.randn(N//17, d), dim=1)
 who = torch.randint(0, len(people), (N,))
 memory = {m: F.normalize(people[who] + .6*torch.randn(N, d)/d**.5, dim=1).to(device) for m in ('voice', 'face')}
 base = dict(name='cmpc', tau=.03, ks=list(KS), warmup=0)
-methods = {'CID': {'name': 'cid'}, 'CMPC, prototypes only': {**base, 'recalibration': False}, 'CMPC': base, 'CMPC, looking': base}
+methods = {'CID': {'name': 'cid'}, 'CMPC, prototypes only': {**base, 'recalibration': False}, 'CMPC': base,
+           'CMPC, looking': base}
 built, clustering = {}, {}
 for name, m in methods.items():
     built[name] = method = build_method(m, model, N).to(device)
@@ -107,7 +114,8 @@ for name, m in methods.items():
     if 'CMPC' in name:
         for k in memory: method.memory[k].update(memory[k], torch.arange(N, device=device))
         clustering[name] = timed(lambda: method.on_epoch_start(0), 1)[0], timed(lambda: method.on_epoch_start(1), 1)[0]
-z = {k: F.normalize(memory[k][torch.arange(B)] + .05*torch.randn(B, d, device=device), dim=1).requires_grad_() for k in memory}
+z = {k: F.normalize(memory[k][torch.arange(B)] + .05*torch.randn(B, d, device=device), dim=1).requires_grad_()
+     for k in memory}
 idx = torch.arange(B, device=device)
 
 
@@ -124,12 +132,15 @@ for _ in range(args.steps):
 if not args.no_encoder: timed(encoder_step, 1 if device.type == 'cpu' else 10)
 encoder = None if args.no_encoder else statistics.median(timed(encoder_step, args.encoder_steps))
 steps = N//B
-print(f'{device}, {args.threads} threads, batch {B}, {d} dimensions, {N:,} videos, K = {KS}, precision {args.precision}, compiled {args.compile}, load {os.getloadavg()[0]:.1f}')
+print(f'{device}, {args.threads} threads, batch {B}, {d} dimensions, {N:,} videos, K = {KS}, precision '
+      f'{args.precision}, compiled {args.compile}, load {os.getloadavg()[0]:.1f}')
 if encoder: print(f'encoder step: {1000*encoder:.1f} ms, {B/encoder:.1f} pairs/s')
 for name, t in took.items():
     ms = 1000*statistics.median(t)
-    print(f'{name:<24}{ms:8.2f} ms a step (lowest {1000*min(t):.2f})' + (f', {ms/10/encoder:.3f} % of the encoder step' if encoder else ''))
+    print(f'{name:<24}{ms:8.2f} ms a step (lowest {1000*min(t):.2f})' +
+          (f', {ms/10/encoder:.3f} % of the encoder step' if encoder else ''))
 extra = statistics.median(took['CMPC']) - statistics.median(took['CID'])
 if encoder: print(f'CMPC adds {100*extra/encoder:.3f} % to the encoder step beside CID')
 cold, warm = clustering['CMPC']
-print(f're-clustering both memories: first {cold:.2f} s, next {warm:.2f} s' + (f'; over {steps} steps of an epoch {100*warm/steps/encoder:.3f} % of an encoder step each' if encoder else ''))
+print(f're-clustering both memories: first {cold:.2f} s, next {warm:.2f} s' +
+      (f'; over {steps} steps of an epoch {100*warm/steps/encoder:.3f} % of an encoder step each' if encoder else ''))

@@ -11,7 +11,8 @@ parser.add_argument('--faces', type=int, default=400)
 parser.add_argument('--device', default='cpu')
 parser.add_argument('--threads', type=int, default=2)
 parser.add_argument('--repeats', type=int, default=3)
-parser.add_argument('--pairs', type=int, nargs='+', default=[512, 1024, 2048, 4096], help='block sizes of score_all to try')
+parser.add_argument('--pairs', type=int, nargs='+', default=[512, 1024, 2048, 4096],
+                    help='block sizes of score_all to try')
 args = parser.parse_args()
 os.environ.update(OMP_NUM_THREADS=str(args.threads), OMP_WAIT_POLICY='PASSIVE')
 
@@ -42,20 +43,26 @@ def naive(batch):
 
 
 contenders = {f'forward, batches of {b}': (lambda b=b: naive(b)) for b in (256, 1024, 4096)}
-contenders |= {f'score_all, blocks of {p}': (lambda p=p: score_all(model, v, f, pairs=p, quiet=True)) for p in args.pairs}
-contenders |= {f'score_all, bf16, blocks of {args.pairs[-1]}': lambda: score_all(model, v, f, torch.bfloat16, args.pairs[-1], quiet=True)}
+contenders |= {f'score_all, blocks of {p}': (lambda p=p: score_all(model, v, f, pairs=p, quiet=True))
+               for p in args.pairs}
+contenders |= {f'score_all, bf16, blocks of {args.pairs[-1]}': lambda: score_all(model, v, f, torch.bfloat16,
+                                                                                 args.pairs[-1], quiet=True)}
 took, results = {k: [] for k in contenders}, {}
 for turn in range(args.repeats):
     for name in random.Random(turn).sample(list(contenders), len(contenders)):
-        sync(); t = time.perf_counter()
+        sync()
+        t = time.perf_counter()
         results[name] = contenders[name]()
-        sync(); took[name].append(time.perf_counter() - t)
+        sync()
+        took[name].append(time.perf_counter() - t)
 n = len(v)*len(f)
 best = min((k for k in took if k.startswith('forward')), key=lambda k: statistics.median(took[k]))
-print(f'{device}, {args.threads} threads, {len(v)} x {len(f)} pairs, {args.repeats} turns, load {os.getloadavg()[0]:.1f}; ratio: within a turn, to {best}')
+print(f'{device}, {args.threads} threads, {len(v)} x {len(f)} pairs, {args.repeats} turns, load '
+      f'{os.getloadavg()[0]:.1f}; ratio: within a turn, to {best}')
 plain = results[best]
 print(f'scores: mean {plain.mean():.3f}, standard deviation {plain.std():.3f}')
 for name, t in took.items():
     ratio = statistics.median(b/a for a, b in zip(t, took[best]))
     same = (results[name].argsort(1, kind='stable') == plain.argsort(1, kind='stable')).all(1).mean()
-    print(f'{name:<34}{n/statistics.median(t):12,.0f} pairs/s  {ratio:5.2f} x   largest difference {abs(results[name] - plain).max():.1e}, same ranking for {100*same:.0f} % of probes')
+    print(f'{name:<34}{n/statistics.median(t):12,.0f} pairs/s  {ratio:5.2f} x   largest difference '
+          f'{abs(results[name] - plain).max():.1e}, same ranking for {100*same:.0f} % of probes')

@@ -36,7 +36,8 @@ from vfassoc.core import rng_for
 warnings.simplefilter('ignore')
 DEVICE = torch.device(args.device)
 if DEVICE.type == 'cuda' and not torch.cuda.is_available(): parser.error('no GPU can be used here; leave --device out')
-if args.data == 'faces' and 'VFASSOC_SHARED' not in os.environ: parser.error('--data faces needs VFASSOC_SHARED, the folder that holds corpora/libri-lfw')
+if args.data == 'faces' and 'VFASSOC_SHARED' not in os.environ:
+    parser.error('--data faces needs VFASSOC_SHARED, the folder that holds corpora/libri-lfw')
 sync = torch.cuda.synchronize if DEVICE.type == 'cuda' else lambda: None
 torch.set_num_threads(args.threads)
 faiss.omp_set_num_threads(args.threads)
@@ -49,7 +50,8 @@ def rows(kind:str, n:int=N, d:int=D, seed:int=0) -> torch.Tensor:
     as embeddings of a trained network are; isotropic: identities in all directions alike; random: no structure at all; faces: features of
     real faces a, b, c mixed, a + 0.4(b - c), for there are only 1,041."""
     r = rng_for(seed, 'rows', kind)
-    normal = lambda *s: r.standard_normal(s, dtype=np.float32)
+    def normal(*s):
+        return r.standard_normal(s, dtype=np.float32)
     if kind == 'faces':
         real = torch.from_numpy(np.load(Path(os.environ['VFASSOC_SHARED'], 'corpora/libri-lfw/features.npz'))['face'])
         a, b, c = F.normalize(real.float(), dim=1)[torch.from_numpy(r.integers(0, len(real), (3, n)))]
@@ -78,7 +80,8 @@ def naive(x, c, iters):
         half = c.square().sum(1)/2
         assign = torch.cat([(r@c.T - half).argmax(1) for r in x.split(1024)])
         count = torch.bincount(assign, minlength=len(c))
-        c = torch.where((count > 0)[:, None], torch.zeros_like(c).index_add_(0, assign, x)/count.clamp_min(1)[:, None], c)
+        c = torch.where((count > 0)[:, None], torch.zeros_like(c).index_add_(0, assign, x)/count.clamp_min(1)[:, None],
+                        c)
     return c
 
 
@@ -88,7 +91,8 @@ def keops(x, c, iters):
     for _ in range(iters):
         assign = ((LazyTensor(x[:, None]) - LazyTensor(c[None]))**2).sum(-1).argmin(dim=1).view(-1)
         count = torch.bincount(assign, minlength=len(c))
-        c = torch.where((count > 0)[:, None], torch.zeros_like(c).index_add_(0, assign, x)/count.clamp_min(1)[:, None], c)
+        c = torch.where((count > 0)[:, None], torch.zeros_like(c).index_add_(0, assign, x)/count.clamp_min(1)[:, None],
+                        c)
     return c
 
 
@@ -98,14 +102,16 @@ def ours(precision, backend='dense', allow='highest'):
         before = torch.get_float32_matmul_precision()
         try:
             torch.set_float32_matmul_precision(allow)
-            return kmeans(x, len(c), 'euclidean', start=c, max_iter=iters, tol=0, backend=backend, precision=precision).centroids
+            return kmeans(x, len(c), 'euclidean', start=c, max_iter=iters, tol=0, backend=backend,
+                          precision=precision).centroids
         finally: torch.set_float32_matmul_precision(before)
     return run
 
 
 def sklearn(algorithm):
     def run(x, c, iters):
-        return torch.from_numpy(KMeans(len(c), init=c.numpy(), n_init=1, max_iter=iters, tol=0, algorithm=algorithm).fit(x.numpy()).cluster_centers_)
+        return torch.from_numpy(KMeans(len(c), init=c.numpy(), n_init=1, max_iter=iters, tol=0,
+                                       algorithm=algorithm).fit(x.numpy()).cluster_centers_)
     return run
 
 
@@ -116,21 +122,25 @@ def faiss_kmeans(x, c, iters):
 
 
 def clock(f, *a):
-    sync(); t = time.perf_counter()
+    sync()
+    t = time.perf_counter()
     out = f(*a)
-    sync(); return time.perf_counter() - t, out
+    sync()
+    return time.perf_counter() - t, out
 
 
 def contest(x, k):
     "Everybody `REPEATS` times, interleaved; a table."
     start = x[torch.from_numpy(rng_for(0, 'start', k).permutation(len(x))[:k].copy()).to(x.device)].clone()
-    field = {'vfassoc dense (auto)': ours('auto'), 'vfassoc dense, float32': ours('float32'), 'torch, naive blocks': naive}
+    field = {'vfassoc dense (auto)': ours('auto'), 'vfassoc dense, float32': ours('float32'),
+             'torch, naive blocks': naive}
     if DEVICE.type == 'cpu':
         field |= {'faiss-cpu': faiss_kmeans, 'scikit-learn lloyd': sklearn('lloyd')}
         if not args.quick: field['scikit-learn elkan'] = sklearn('elkan')
     else:
         field |= {'vfassoc dense, bf16': ours('bf16'), 'vfassoc dense, TF32': ours('float32', allow='high')}
-        if not args.no_keops and _keops_works(x.shape[1], DEVICE.type): field['vfassoc KeOps'] = ours('float32', 'keops')
+        if not args.no_keops and _keops_works(x.shape[1], DEVICE.type):
+            field['vfassoc KeOps'] = ours('float32', 'keops')
     seconds, centroids = {name: [] for name in field}, {}
     for f in field.values(): f(x[:4*k], start, 1)
     for rep in range(REPEATS):
@@ -145,12 +155,14 @@ def contest(x, k):
         t, c = clock(keops, x, start, 1)
         t1, one = clock(ours('auto'), x, start, 1)
         same = abs(inertia(x, c)/inertia(x, one) - 1)
-        print(f'  KeOps, plain: one update {t:.2f} s, {t/statistics.median(ours_):.0f} x; inertia after one update off by {same:.1e}')
+        print(f'  KeOps, plain: one update {t:.2f} s, {t/statistics.median(ours_):.0f} x; inertia after one update off '
+              f'by {same:.1e}')
     print(f'  {"":24s}{"ms/update":>10s}{"ratio":>8s}{"lowest":>8s}{"inertia":>11s}{"off by":>9s}')
     for name in sorted(field, key=lambda name: statistics.median(seconds[name])):
         ratio = [a/b for a,b in zip(seconds[name], ours_)]
         j = inertia(x, centroids[name])
-        print(f'  {name:24s}{1e3*statistics.median(seconds[name]):10.1f}{statistics.median(ratio):8.2f}{min(ratio):8.2f}{j:11.2f}{j/base - 1:9.1e}', flush=True)
+        print(
+            f'  {name:24s}{1e3*statistics.median(seconds[name]):10.1f}{statistics.median(ratio):8.2f}{min(ratio):8.2f}{j:11.2f}{j/base - 1:9.1e}', flush=True)
 
 
 def warm_against_cold(x, ks):
@@ -164,11 +176,14 @@ def warm_against_cold(x, ks):
         for rep in range(REPEATS):
             a, cold = clock(lambda: warm_start_kmeans(y, some, seed=rep + 1))
             b, warm = clock(lambda: warm_start_kmeans(y, some, old, seed=rep + 1))
-            times.append((a, b)); ratios.append(b/a)
+            times.append((a, b))
+            ratios.append(b/a)
         j = [sum(c.inertia for c in cl) for cl in (cold, warm)]
         it = ['/'.join(str(c.iterations) for c in cl) for cl in (cold, warm)]
-        print(f'  {name:10s} cold {statistics.median(t[0] for t in times):.2f} s ({it[0]} updates), warm {statistics.median(t[1] for t in times):.2f} s '
-              f'({it[1]}); warm/cold {statistics.median(ratios):.3f} (highest {max(ratios):.3f}); inertia warm/cold {j[1]/j[0]:.4f}', flush=True)
+        print(f'  {name:10s} cold {statistics.median(t[0] for t in times):.2f} s ({it[0]} updates), warm '
+              f'{statistics.median(t[1] for t in times):.2f} s '
+              f'({it[1]}); warm/cold {statistics.median(ratios):.3f} (highest {max(ratios):.3f}); inertia warm/cold '
+              f'{j[1]/j[0]:.4f}', flush=True)
 
 
 def by_dimension():
@@ -180,16 +195,21 @@ def by_dimension():
         start, t = x[:k].clone(), {'dense': [], 'keops': []}
         if not _keops_works(d, DEVICE.type): return
         for rep in range(REPEATS):
-            for b in t: t[b].append(clock(lambda: kmeans(x, k, 'euclidean', start=start, max_iter=iters, tol=0, backend=b))[0]/iters)
+            for b in t:
+                t[b].append(clock(lambda: kmeans(x, k, 'euclidean', start=start, max_iter=iters, tol=0,
+                                                 backend=b))[0]/iters)
         a, b = (kmeans(x, k, 'euclidean', start=start, max_iter=iters, tol=0, backend=b) for b in t)
         r = statistics.median(q/p for p,q in zip(t['dense'], t['keops']))
-        print(f'  d = {d:4d}: dense {1e3*statistics.median(t["dense"]):8.1f}, KeOps {1e3*statistics.median(t["keops"]):8.1f}, KeOps/dense {r:6.2f}, '
+        print(f'  d = {d:4d}: dense {1e3*statistics.median(t["dense"]):8.1f}, KeOps '
+              f'{1e3*statistics.median(t["keops"]):8.1f}, KeOps/dense {r:6.2f}, '
               f'same assignment: {torch.equal(a.assign, b.assign)}', flush=True)
 
 
 def main():
-    load = lambda: '/'.join(f'{v:.1f}' for v in os.getloadavg())
-    print(f'{N:,} x {D} unit rows ({args.data}) on {DEVICE}, {args.iters} updates, {args.threads} threads of {os.cpu_count()}, {REPEATS} repeats, matrix units: '
+    def load():
+        return '/'.join(f'{v:.1f}' for v in os.getloadavg())
+    print(f'{N:,} x {D} unit rows ({args.data}) on {DEVICE}, {args.iters} updates, {args.threads} threads of '
+          f'{os.cpu_count()}, {REPEATS} repeats, matrix units: '
           f'{_matrix_units(DEVICE)}, load {load()}')
     if args.dims: return by_dimension()
     x = rows(args.data).to(DEVICE)

@@ -21,10 +21,12 @@ def write_tree(root:Path, people:int=100, videos:int=4, frames:int=3):
     for i in range(people):
         for v in range(videos):
             wav, jpg = root/f'wav/id{i}/v{i}_{v}', root/f'faces/P{i}/1.6/v{i}_{v}'
-            wav.mkdir(parents=True); jpg.mkdir(parents=True)
+            wav.mkdir(parents=True)
+            jpg.mkdir(parents=True)
             soundfile.write(wav/'00001.wav', 0.1*rng.standard_normal(80000), 16000)
             for k in range(frames):
-                im = Image.fromarray(rng.integers(0, 255, (18, 18, 3), np.uint8)).resize((144, 144), Image.Resampling.BICUBIC)
+                im = Image.fromarray(rng.integers(0, 255, (18, 18, 3),
+                                                  np.uint8)).resize((144, 144), Image.Resampling.BICUBIC)
                 im.filter(ImageFilter.GaussianBlur(1)).save(jpg/f'{25*(k + 1):07}.jpg', quality=90)
     (root/'vox1_meta.csv').write_text('VoxCeleb1 ID\tVGGFace1 ID\n' + ''.join(f'id{i}\tP{i}\n' for i in range(people)))
     (root/'identity_splits.txt').write_text(''.join(f'P{i} 1\n' for i in range(people)))

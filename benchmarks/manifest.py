@@ -26,10 +26,12 @@ def write_tree(root:Path, people:int, videos:int, clips:int, frames:int):
         Image.fromarray(rng.integers(0, 255, (28, 28, 3), np.uint8).repeat(4, 0).repeat(4, 1)).save(jpg, quality=90)
         for v in range(i, videos, people):
             voice, face = root/f'wav/id{i:05}/video{v:06}', root/f'faces/Person_{i}/1.6/video{v:06}'
-            voice.mkdir(parents=True); face.mkdir(parents=True)
+            voice.mkdir(parents=True)
+            face.mkdir(parents=True)
             for k in range(per + (v < more)): os.link(wav, voice/f'{k + 1:05}.wav')
             for k in range(frames): os.link(jpg, face/f'{25*(k + 1):07}.jpg')
-        wav.unlink(); jpg.unlink()
+        wav.unlink()
+        jpg.unlink()
     rows = (f'id{i:05}\tPerson_{i}\t{"mf"[i%2]}\tNorway\tdev\n' for i in range(people))
     (root/'vox1_meta.csv').write_text('VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet\n' + ''.join(rows))
     (root/'identity_splits.txt').write_text(''.join(f'Person_{i} {(1, 1, 1, 2, 4)[i%5]}\n' for i in range(people)))

@@ -29,7 +29,8 @@ def test_voices_in_another_form_are_set_aside_with_a_command(root, suffix):
 def test_faces_in_another_form_are_set_aside_with_a_command(root, suffix, output):
     face(root).rename(face(root).with_suffix(suffix))
     m = scan(root)
-    assert m.report['set aside'][f'faces to be converted: {suffix}'] == [relative(face(root), root).replace('.jpg', suffix)]
+    assert m.report['set aside'][f'faces to be converted: {suffix}'] == [
+        relative(face(root), root).replace('.jpg', suffix)]
     assert output in hints(root, m.report['set aside'])[0] and '\n' not in hints(root, m.report['set aside'])[0]
 
 def test_the_command_is_one_that_a_shell_runs(tmp_path):
@@ -38,8 +39,11 @@ def test_the_command_is_one_that_a_shell_runs(tmp_path):
     (tmp_path/'bin/ffmpeg').write_text('#!/bin/sh\nfor out; do :; done\ncp "$5" "$out"\n')
     (tmp_path/'bin/ffmpeg').chmod(0o755)
     folder = tmp_path/"it's a $corpus"
-    for v in ('v 1', 'v"2'): (folder/v).mkdir(parents=True); (folder/v/'00001.m4a').write_text(v)
-    subprocess.run(['sh', '-c', conversion(folder, '.m4a')], check=True, env={**os.environ, 'PATH': f'{tmp_path/"bin"}:{os.environ["PATH"]}'})
+    for v in ('v 1', 'v"2'):
+        (folder/v).mkdir(parents=True)
+        (folder/v/'00001.m4a').write_text(v)
+    subprocess.run(['sh', '-c', conversion(folder, '.m4a')], check=True,
+                   env={**os.environ, 'PATH': f'{tmp_path/"bin"}:{os.environ["PATH"]}'})
     assert {p.parent.name: p.read_text() for p in folder.rglob('*.wav')} == {'v 1': 'v 1', 'v"2': 'v"2'}
 
 def test_a_corpus_of_m4a_alone_says_how_to_convert(root):
@@ -69,10 +73,12 @@ def test_long_clips_are_counted(root):
     for k, seconds in ((8, 61), (9, 59)): soundfile.write(voice(root).with_name(f'0000{k}.wav'), noise(seconds), 16000)
     m = scan(root)
     key, = (k for k in m.report if 'longer than 60 s' in k)
-    assert m.report[key] == [f'{relative(voice(root).with_name("00008.wav"), root)} (61 s)'] and len(m.media('voice')) == 18
+    assert m.report[key] == [f'{relative(voice(root).with_name("00008.wav"), root)} (61 s)'] and len(
+        m.media('voice')) == 18
     assert issues(m).set_index('what').loc[key, 'count'] == 1
 
-@pytest.mark.parametrize('size, far', [((144, 144), False), ((120, 90), True), ((100, 80), False), ((640, 480), True), ((90, 120), True), ((999, 999), False), ((1200, 1200), True)])
+@pytest.mark.parametrize('size, far', [((144, 144), False), ((120, 90), True), ((100, 80), False), ((640, 480), True),
+                                       ((90, 120), True), ((999, 999), False), ((1200, 1200), True)])
 def test_photos_that_are_no_face_crop_are_counted(root, size, far):
     Image.new('RGB', size).save(face(root))
     assert (UNCROPPED in probe_face(face(root))[2]) == far
@@ -84,7 +90,8 @@ def test_photos_that_are_no_face_crop_are_counted(root, size, far):
 def test_a_grey_photo_is_both(root):
     Image.new('L', (640, 480)).save(face(root))
     m = scan(root)
-    assert m.report['repaired'] == {'not RGB (L)': [relative(face(root), root)]} and any(UNCROPPED in k and v for k, v in m.report.items())
+    assert m.report['repaired'] == {'not RGB (L)': [relative(face(root), root)]} and any(
+        UNCROPPED in k and v for k, v in m.report.items())
 
 @pytest.mark.parametrize('rate', [1, 100, 3999])
 def test_a_clock_too_slow_for_speech(root, rate):
@@ -101,9 +108,11 @@ def test_a_stored_manifest_from_before_is_made_again(root, tmp_path, monkeypatch
 # ---- what the system refuses
 
 def test_links_to_themselves(root):
-    for link in ('wav/id0/v0a/00009.wav', 'wav/id0/loop', 'wav/id9', 'faces/me'): (root/link).symlink_to((root/link).name)
+    for link in ('wav/id0/v0a/00009.wav', 'wav/id0/loop', 'wav/id9', 'faces/me'):
+        (root/link).symlink_to((root/link).name)
     m = scan(root)
-    assert m.report['set aside'] == {'neither file nor folder': ['faces/me', 'wav/id0/loop', 'wav/id0/v0a/00009.wav', 'wav/id9']}
+    assert m.report['set aside'] == {'neither file nor folder': ['faces/me', 'wav/id0/loop', 'wav/id0/v0a/00009.wav',
+                                                                 'wav/id9']}
     assert len(m.videos()) == 8
 
 def test_trees_that_are_links_to_themselves(root):
@@ -115,7 +124,9 @@ def test_trees_that_are_links_to_themselves(root):
 @contextmanager
 def stranger():
     "Root may read everything: for a while this process is somebody who may not."
-    if os.geteuid(): yield; return
+    if os.geteuid():
+        yield
+        return
     os.seteuid(65534)
     try: yield
     finally: os.seteuid(0)
@@ -135,7 +146,8 @@ def test_a_corpus_that_may_not_be_read(reachable, closed):
     with stranger(), pytest.raises(CorpusError) as e: scan(reachable)
     assert str(reachable/closed) in one_line(e)
 
-@pytest.mark.parametrize('closed, reason', [('wav/id0/v0a/00001.wav', 'unreadable audio'), ('faces/Ann_A/1.6/v0a/0000025.jpg', 'unreadable image')])
+@pytest.mark.parametrize('closed, reason', [('wav/id0/v0a/00001.wav', 'unreadable audio'),
+                                            ('faces/Ann_A/1.6/v0a/0000025.jpg', 'unreadable image')])
 def test_a_file_that_may_not_be_read_is_left_out(reachable, closed, reason):
     (reachable/closed).chmod(0)
     with stranger(): m = scan(reachable)

@@ -21,7 +21,8 @@ def meta(tmp_path, text):
 
 @pytest.mark.parametrize('text, value', [
     (HEAD, '1 line'), (HEAD + '\n', '1 line'), (f'{HEAD}\r\n\r\n', '1 line'),
-    (f'{HEAD}\tGender{ROWS}', "'gender'"), (f'{HEAD}\tVoxCeleb1 ID{ROWS}', "'voxceleb1 id'"), (f'{HEAD}\tVGGFace1 ID{ROWS}', "'vggface1 id'"),
+    (f'{HEAD}\tGender{ROWS}', "'gender'"), (f'{HEAD}\tVoxCeleb1 ID{ROWS}', "'voxceleb1 id'"),
+    (f'{HEAD}\tVGGFace1 ID{ROWS}', "'vggface1 id'"),
     (f'{HEAD}\tnationality {ROWS}', "'nationality'"), (f'{HEAD}{ROWS}\tC\tm', 'line 4'), ('', "'vggface1 id'")])
 def test_a_table_that_is_none(tmp_path, text, value):
     with pytest.raises(CorpusError) as e: meta(tmp_path, text)
@@ -57,7 +58,8 @@ def test_an_age_that_is_none_is_unknown(tmp_path, age):
 
 # ---- whatever happens to a file
 
-ODD = ['\t', ',', ' ', '\n', '\r', '\0', '\u2028', '\x85', '\ufeff', '"', '1', '-1', '1e400', 'nan', '9'*30, '²', '{', '[', '%(x)s', '~nosuch', 'x'*300, '.wav', '/', '']
+ODD = ['\t', ',', ' ', '\n', '\r', '\0', '\u2028', '\x85', '\ufeff', '"', '1', '-1', '1e400', 'nan', '9'*30, '²', '{',
+       '[', '%(x)s', '~nosuch', 'x'*300, '.wav', '/', '']
 
 def mutated(r, data):
     "A file with one to three edits: bytes changed, lost, inserted, repeated, lines and fields moved."
@@ -79,11 +81,16 @@ def mutated(r, data):
 
 KINDS = {
     'vox1_meta.csv': (f'{HEAD}{ROWS}', read_metadata), 'identity_splits.txt': ('A 1\nB 2\nC D 4\n', read_splits),
-    'veriflist_test_G_seenheard.txt': ('id,v,f,label,voice-path,face-path\n1,1,1,1,A/v_0000001.wav,A/v/0000001.jpg\n2,1,2,0,A/v_0000001.wav,B/w/0000002.jpg\n', read_list),
-    'matching_v2f_U.csv': ('id1/v/00001.wav A/1.6/v/0000001.jpg B/1.6/w/0000002.jpg\n'*3, read_list), 'wav.tsv': ('VoxCeleb1 ID\twav\nid1\tid1/v/00001.wav\nid2\tid2/w/00001.wav\n', read_list),
-    'utterances.tsv': ('identity\tvideo\tutterance\tseconds\tpart\nid1\tv\t00001\t3.5\tdev\nid2\tw\t00001\t4.5\tdev\n', read_index),
+    'veriflist_test_G_seenheard.txt': (
+        'id,v,f,label,voice-path,face-path\n1,1,1,1,A/v_0000001.wav,A/v/0000001.jpg\n2,1,2,0,A/v_0000001.wav,B/w/0000002.jpg\n', read_list),
+    'matching_v2f_U.csv': ('id1/v/00001.wav A/1.6/v/0000001.jpg B/1.6/w/0000002.jpg\n'*3, read_list),
+    'wav.tsv': ('VoxCeleb1 ID\twav\nid1\tid1/v/00001.wav\nid2\tid2/w/00001.wav\n', read_list),
+    'utterances.tsv': ('identity\tvideo\tutterance\tseconds\tpart\nid1\tv\t00001\t3.5\tdev\nid2\tw\t00001\t4.5\tdev\n',
+                       read_index),
     'settings.ini': ('[vfassoc]\ndata = data\nruns = runs\ndevice = cpu\nseed = 0\nworkers = 2\n', load_settings),
-    'recipe.json': (json.dumps(RECIPES['faa-demo'], indent=1), load_recipe), 'grid.json': (json.dumps(dict(recipe='cmpc-demo', variants={'a': {}}, seeds=[0, 1], evaluate={'replicates': 100})), load_grid)}
+    'recipe.json': (json.dumps(RECIPES['faa-demo'], indent=1), load_recipe),
+    'grid.json': (json.dumps(dict(recipe='cmpc-demo', variants={'a': {}}, seeds=[0, 1], evaluate={'replicates': 100})),
+                  load_grid)}
 
 @pytest.mark.parametrize('name', KINDS)
 def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, name):

@@ -28,7 +28,8 @@ def picture(size=48, seed=0):
 
 def texts(root, people=PEOPLE, split=SPLIT):
     rows = ''.join(f'id{i}\t{name}\t{"mf"[i%2]}\tNorway\tdev\t{30 + i}\n' for i,name in enumerate(people))
-    (root/'vox1_meta.csv').write_text('VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet\tAge\n' + rows, encoding='utf-8')
+    (root/'vox1_meta.csv').write_text('VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet\tAge\n' + rows,
+                                      encoding='utf-8')
     (root/'identity_splits.txt').write_text(''.join(f'{n} {s}\n' for n,s in zip(people, split)), encoding='utf-8')
 
 @pytest.fixture
@@ -38,7 +39,8 @@ def root(tmp_path):
     for i,name in enumerate(PEOPLE):
         for video in (f'v{i}a', f'v{i}b'):
             wav, jpg = root/f'wav/id{i}/{video}', root/f'faces/{name}/1.6/{video}'
-            wav.mkdir(parents=True); jpg.mkdir(parents=True)
+            wav.mkdir(parents=True)
+            jpg.mkdir(parents=True)
             for k in (1, 2):
                 soundfile.write(wav/f'{k:05}.wav', noise(seed=10*i + k), 16000)
                 Image.fromarray(picture(seed=10*i + k)).save(jpg/f'{25*k:07}.jpg')
@@ -90,7 +92,8 @@ def test_folders_by_id_need_no_metadata(root):
     for i,name in enumerate(PEOPLE): (root/'faces'/name).rename(root/f'faces/id{i}')
     (root/'identity_splits.txt').write_text('id0 1\nid3 4\n')
     m = scan(root)
-    assert len(m.videos()) == 8 and m.identities('test') == ['id3'] and m.report['text files missing'] == ['vox1_meta.csv']
+    assert len(m.videos()) == 8 and m.identities('test') == ['id3'] and m.report['text files missing'] == [
+        'vox1_meta.csv']
     assert m.report['identities without metadata'] == ['id0', 'id1', 'id2', 'id3']
     assert set(m.videos().gender) == set(m.videos().nationality) == {'unknown'} and m.videos().age.isna().all()
 
@@ -99,8 +102,12 @@ def test_folders_by_id_need_no_metadata(root):
 def _wave(how, path):
     x = noise()
     if how == 'empty': path.write_bytes(b'')
-    elif how == 'truncated': soundfile.write(path, x, 16000); path.write_bytes(path.read_bytes()[:-500])
-    elif how == 'header': soundfile.write(path, x, 16000); path.write_bytes(path.read_bytes()[:20])
+    elif how == 'truncated':
+        soundfile.write(path, x, 16000)
+        path.write_bytes(path.read_bytes()[:-500])
+    elif how == 'header':
+        soundfile.write(path, x, 16000)
+        path.write_bytes(path.read_bytes()[:20])
     elif how == 'silent file': soundfile.write(path, x[:0], 16000)
     elif how == 'short': soundfile.write(path, x[:7000], 16000)
     elif how == 'text': path.write_text('404: not found')
@@ -115,9 +122,12 @@ def _wave(how, path):
     elif how == 'all at once': soundfile.write(path, np.stack([noise(rate=48000)]*3, 1), 48000, subtype='PCM_32')
 
 @pytest.mark.parametrize('how, reason, check', [
-    ('empty', 'empty file', 'quick'), ('truncated', 'truncated audio', 'quick'), ('header', 'unreadable audio', 'quick'),
-    ('silent file', 'no samples', 'quick'), ('short', 'shorter than 0.5 s', 'quick'), ('text', 'unreadable audio', 'quick'),
-    ('44,056 Hz', 'odd sampling rate', 'quick'), ('zeros', 'silence', 'full'), ('nan', 'samples that are not numbers', 'full')])
+    ('empty', 'empty file', 'quick'), ('truncated', 'truncated audio', 'quick'),
+    ('header', 'unreadable audio', 'quick'),
+    ('silent file', 'no samples', 'quick'), ('short', 'shorter than 0.5 s', 'quick'),
+    ('text', 'unreadable audio', 'quick'),
+    ('44,056 Hz', 'odd sampling rate', 'quick'), ('zeros', 'silence', 'full'),
+    ('nan', 'samples that are not numbers', 'full')])
 def test_unfit_sound_is_left_out_and_counted(root, how, reason, check):
     _wave(how, voice(root))
     m = scan(root, check=check)
@@ -202,13 +212,19 @@ def test_a_decoder_that_gives_less_than_it_promised(tmp_path, monkeypatch):
 def _image(how, path):
     im = Image.fromarray(picture())
     if how == 'empty': path.write_bytes(b'')
-    elif how == 'truncated': im.save(path); path.write_bytes(path.read_bytes()[:-20])
-    elif how == 'half': im.save(path); path.write_bytes(path.read_bytes()[:400])
+    elif how == 'truncated':
+        im.save(path)
+        path.write_bytes(path.read_bytes()[:-20])
+    elif how == 'half':
+        im.save(path)
+        path.write_bytes(path.read_bytes()[:400])
     elif how == 'text': path.write_text('<html>')
     elif how == 'gif': im.save(path, 'GIF')
     elif how == '1 x 1': im.resize((1, 1)).save(path)
     elif how == 'thin': im.resize((100, 3)).save(path)
-    elif how == 'padded': im.save(path); path.write_bytes(path.read_bytes() + bytes(500))
+    elif how == 'padded':
+        im.save(path)
+        path.write_bytes(path.read_bytes() + bytes(500))
     elif how == 'rotated': im.save(path, exif=_turned(), quality=100, subsampling=0)
     elif how == '16-bit': Image.fromarray(picture()[..., 0].astype(np.uint16)*257).save(path, 'PNG')
     elif how == 'P': im.convert('P', palette=Image.Palette.ADAPTIVE).save(path, 'PNG')
@@ -221,7 +237,8 @@ def _turned():
     return exif
 
 @pytest.mark.parametrize('how, reason', [
-    ('empty', 'empty file'), ('truncated', 'truncated image'), ('half', 'truncated image'), ('text', 'unreadable image'),
+    ('empty', 'empty file'), ('truncated', 'truncated image'), ('half', 'truncated image'),
+    ('text', 'unreadable image'),
     ('gif', 'unreadable image'), ('1 x 1', 'smaller than 16 pixels'), ('thin', 'smaller than 16 pixels')])
 @pytest.mark.parametrize('check', ['quick', 'full'])
 def test_unfit_pictures_are_left_out_and_counted(root, how, reason, check):
@@ -230,7 +247,8 @@ def test_unfit_pictures_are_left_out_and_counted(root, how, reason, check):
     assert m.report['excluded'] == {reason: [relative(face(root), root)]}
     assert len(m.media('face')) == 15 and len(m.videos()) == 8
 
-@pytest.mark.parametrize('how, mode', [('L', 'L'), ('CMYK', 'CMYK'), ('RGBA', 'RGBA'), ('P', 'P'), ('LA', 'LA'), ('1', '1'),
+@pytest.mark.parametrize('how, mode', [('L', 'L'), ('CMYK', 'CMYK'), ('RGBA', 'RGBA'), ('P', 'P'), ('LA', 'LA'),
+                                       ('1', '1'),
                                        ('16-bit', 'I;16')])
 @pytest.mark.parametrize('check', ['quick', 'full'])
 def test_odd_pictures_are_kept_counted_and_read(root, how, mode, check):
@@ -241,7 +259,8 @@ def test_odd_pictures_are_kept_counted_and_read(root, how, mode, check):
     want = picture().astype(int)
     if how in ('L', 'LA', '1', '16-bit'): # grey: three equal channels
         assert (x == x[..., :1]).all()
-        want = want[..., :1] if how == '16-bit' else np.asarray(Image.fromarray(picture()).convert('L')).astype(int)[..., None]
+        want = want[..., :1] if how == '16-bit' else np.asarray(Image.fromarray(picture()).convert('L')).astype(int)[
+            ..., None]
     if how != '1': assert np.abs(x - want).mean() < (12 if how in ('CMYK', 'P') else 2)
     assert x.std() > 20
 
@@ -294,7 +313,8 @@ def test_person_without_metadata_is_kept_as_unknown(root):
     (root/'vox1_meta.csv').write_text('\n'.join(rows[:1] + rows[2:]), encoding='utf-8')
     m = scan(root)
     assert m.report['identities without metadata'] == ['Ann_A', 'id0'] # nothing says that these are one person
-    assert m.report['videos with one modality'] == ['Ann_A/v0a (face only)', 'Ann_A/v0b (face only)', 'id0/v0a (voice only)',
+    assert m.report['videos with one modality'] == ['Ann_A/v0a (face only)', 'Ann_A/v0b (face only)',
+                                                    'id0/v0a (voice only)',
                                                      'id0/v0b (voice only)']
     (root/'faces/Ann_A').rename(root/'faces/id0')
     m = scan(root)
@@ -309,7 +329,8 @@ def test_same_video_under_two_identities(root):
     assert m.report['videos under two identities'] == ['v0a'] and 'v0a' not in set(m.table.video)
     assert len(m.report['excluded']['same video under two identities']) == 8 and len(m.videos()) == 7
     kept = scan(root, shared='keep')
-    assert kept.report['videos under two identities'] == ['v0a'] and len(kept.videos()) == 9 and not kept.report['excluded']
+    assert kept.report['videos under two identities'] == ['v0a'] and len(kept.videos()) == 9 and not kept.report[
+        'excluded']
     assert (kept.videos().video == 'v0a').sum() == 2
 
 def test_every_video_name_twice(root):
@@ -329,7 +350,9 @@ def test_only_three_are_named(root):
     texts(root, PEOPLE*2, SPLIT + (4, 4, 4, 1))
     rows = (root/'vox1_meta.csv').read_text(encoding='utf-8').splitlines()
     (root/'vox1_meta.csv').write_text('\n'.join(rows[:5]), encoding='utf-8')
-    with pytest.raises(CorpusError, match=r'id0 in test and train, id1 in test and train, id2 in test and valid and 1 more'): scan(root)
+    with pytest.raises(CorpusError,
+                       match=r'id0 in test and train, id1 in test and train, id2 in test and valid and 1 more'):
+        scan(root)
 
 def test_the_same_line_twice_is_no_conflict(root):
     with open(root/'identity_splits.txt', 'a') as f: f.write('\n\nAnn_A\t1  \r\n')
@@ -345,9 +368,11 @@ def test_names_with_spaces_and_letters_in_either_form(root, form, where):
             text = unicodedata.normalize(form, (root/name).read_text(encoding='utf-8'))
             (root/name).write_bytes(b'\xef\xbb\xbf' + text.replace('\n', '\r\n').encode()) # and Windows' line ends
     m = scan(root)
-    assert len(m.videos()) == 8 and not m.report['identities without metadata'] and not m.report['identities without a split']
+    assert len(m.videos()) == 8 and not m.report['identities without metadata'] and not m.report[
+        'identities without a split']
     assert set(m.videos().name) == set(PEOPLE) and m.identities('valid') == ['id2']
-    voices, faces, rows = next(iter(make_loader(PairDataset(m, 'valid', 0.5, 32), DistributedBatchSampler(2, 2, 0, 0), workers=0)))
+    voices, faces, rows = next(iter(make_loader(PairDataset(m, 'valid', 0.5, 32), DistributedBatchSampler(2, 2, 0, 0),
+                                                workers=0)))
     assert voices.shape == (2, 8000) and faces.shape == (2, 3, 32, 32)
 
 def test_folder_name_that_is_not_utf8(root):
@@ -358,7 +383,8 @@ def test_folder_name_that_is_not_utf8(root):
 
 def test_split_with_one_identity_is_noted(root):
     m = scan(root)
-    assert m.report['splits with one identity'] == ['valid: id2, so no impostor can be drawn', 'test: id3, so no impostor can be drawn']
+    assert m.report['splits with one identity'] == ['valid: id2, so no impostor can be drawn',
+                                                    'test: id3, so no impostor can be drawn']
     assert (issues(m).what == 'splits with one identity').any()
 
 def test_video_with_one_modality(root):
@@ -366,11 +392,13 @@ def test_video_with_one_modality(root):
     shutil.rmtree(root/'faces/Ann_A/1.6/v0b')
     m = scan(root)
     assert m.report['videos with one modality'] == ['id0/v0a (face only)', 'id0/v0b (voice only)']
-    assert len(m.videos()) == 6 and len(m.media('voice')) == 12 and len(m.table) == 28 and m.identities('train') == ['id1']
+    assert len(m.videos()) == 6 and len(m.media('voice')) == 12 and len(m.table) == 28 and m.identities('train') == [
+        'id1']
 
 def test_unknown_age_nationality_and_gender_are_counted(root):
     (root/'vox1_meta.csv').write_text('VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tAge\n' + ''.join(
-        f'id{i}\t{n}\t{g}\t{c}\t{a}\n' for i,(n,g,c,a) in enumerate(zip(PEOPLE, ('M', 'female', 'x', ''), ('', 'NA', 'unknown', 'UK'),
+        f'id{i}\t{n}\t{g}\t{c}\t{a}\n' for i,(n,g,c,a) in enumerate(zip(PEOPLE, ('M', 'female', 'x', ''),
+                                                                        ('', 'NA', 'unknown', 'UK'),
                                                                          ('30', '', 'old', '41.5')))), encoding='utf-8')
     m = scan(root)
     assert m.videos().gender.tolist()[::2] == ['m', 'f', 'unknown', 'unknown']
@@ -417,9 +445,11 @@ def test_links(root, tmp_path):
     assert len(scan(root).media('voice')) >= 16
 
 def test_files_in_the_wrong_place_are_set_aside(root):
-    for path in ('wav/readme.txt', 'wav/id0/00001.wav', 'wav/id0/v0a/00001.m4a', 'faces/Ann_A/1.6/list.csv', 'faces/.hidden',
+    for path in ('wav/readme.txt', 'wav/id0/00001.wav', 'wav/id0/v0a/00001.m4a', 'faces/Ann_A/1.6/list.csv',
+                 'faces/.hidden',
                  'faces/Ann_A/1.6/v0a/deep/0000001.jpg'):
-        (root/path).parent.mkdir(exist_ok=True); (root/path).write_bytes(b'x')
+        (root/path).parent.mkdir(exist_ok=True)
+        (root/path).write_bytes(b'x')
     assert scan(root).report['set aside'] == {
         'not a face file': ['faces/Ann_A/1.6/v0a/deep'], 'voices to be converted: .m4a': ['wav/id0/v0a/00001.m4a'],
         'not in the folder of a person': ['wav/readme.txt'],
@@ -439,7 +469,9 @@ def test_folder_that_may_not_be_read(root, monkeypatch):
 def test_order_and_hash_do_not_depend_on_the_disk(root, tmp_path):
     other = tmp_path/'again'/'corpus'
     for p in sorted(root.rglob('*'), reverse=True):
-        if p.is_file(): (other/p.relative_to(root)).parent.mkdir(parents=True, exist_ok=True); shutil.copy(p, other/p.relative_to(root))
+        if p.is_file():
+            (other/p.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(p, other/p.relative_to(root))
     a, b = scan(root), scan(other, workers=0)
     pd.testing.assert_frame_equal(a.table, b.table)
     assert a.hash == b.hash and a.report['listing'] != b.report['listing']
@@ -459,7 +491,8 @@ def test_processes_find_the_same(tmp_path, monkeypatch):
     root = tmp_path/'corpus'
     for i in range(2):
         wav, jpg = root/f'wav/id{i}/v{i}', root/f'faces/P{i}/1.6/v{i}'
-        wav.mkdir(parents=True); jpg.mkdir(parents=True)
+        wav.mkdir(parents=True)
+        jpg.mkdir(parents=True)
         for k in range(280):
             soundfile.write(wav/f'{k:05}.wav', noise(0.5 if k % 7 else 0.4, seed=k), 16000)
             Image.new('RGB' if k % 5 else 'L', (16, 16)).save(jpg/f'{k:07}.jpg')
@@ -484,7 +517,9 @@ def test_a_stored_manifest_that_is_none(root, tmp_path):
         path = tmp_path/f'{how}.parquet'
         if how == 'text': path.write_text('no')
         elif how == 'parquet': pd.DataFrame({'a': [1]}).to_parquet(path)
-        else: save_manifest(scan(root), path); path.write_bytes(path.read_bytes()[:-100])
+        else:
+            save_manifest(scan(root), path)
+            path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(CorpusError, match='not a manifest') as e: load_manifest(path)
         one_line(e)
 
@@ -492,9 +527,11 @@ def test_a_broken_cache_is_rebuilt(root, tmp_path):
     load_or_scan(root, tmp_path/'cache', quiet=True)
     stored, = (tmp_path/'cache').iterdir()
     stored.write_text('no')
-    assert load_or_scan(root, tmp_path/'cache', quiet=True).report['cache'] == 'rebuilt: the stored manifest could not be read'
+    assert load_or_scan(root, tmp_path/'cache',
+                        quiet=True).report['cache'] == 'rebuilt: the stored manifest could not be read'
     assert load_or_scan(root, tmp_path/'cache', quiet=True).report['cache'] == 'reused'
-    assert load_or_scan(root, tmp_path/'cache', shared='keep', quiet=True).report['cache'] == 'rebuilt: another check was asked for'
+    assert load_or_scan(root, tmp_path/'cache', shared='keep',
+                        quiet=True).report['cache'] == 'rebuilt: another check was asked for'
 
 @pytest.mark.parametrize('change', ['text', 'new', 'gone', 'content'])
 def test_the_cache_notices(root, tmp_path, change):
@@ -513,7 +550,8 @@ def test_a_full_disk_leaves_the_old_manifest(root, tmp_path, monkeypatch):
     def full(*a, **kw): raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr('vfassoc.corpus.manifest.pq.write_table', full)
     with pytest.raises(RunError, match='No space left'): save_manifest(m, path)
-    assert path.read_bytes() == before and os.listdir(tmp_path) == ['corpus', 'm.parquet'] or sorted(os.listdir(tmp_path)) == ['corpus', 'm.parquet']
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ['corpus', 'm.parquet'] or sorted(
+        os.listdir(tmp_path)) == ['corpus', 'm.parquet']
 
 # ---- batches
 
@@ -522,11 +560,13 @@ def test_a_file_that_breaks_during_training_is_one_line(root, workers):
     m = scan(root)
     for p in (root/'wav').rglob('*.wav'): p.write_bytes(p.read_bytes()[:-500])
     data = PairDataset(m, seconds=0.5, size=32)
-    with pytest.raises(CorpusError, match='--check full') as e: list(make_loader(data, DistributedBatchSampler(4, 2, 0, 0), workers))
+    with pytest.raises(CorpusError, match='--check full') as e:
+        list(make_loader(data, DistributedBatchSampler(4, 2, 0, 0), workers))
     one_line(e)
 
 def test_what_is_repaired_makes_whole_batches(root):
-    for p,how in zip(sorted((root/'wav').rglob('*.wav')), ('stereo', '8 kHz', '24-bit', 'float', 'all at once')*4): _wave(how, p)
+    for p,how in zip(sorted((root/'wav').rglob('*.wav')), ('stereo', '8 kHz', '24-bit', 'float', 'all at once')*4):
+        _wave(how, p)
     for p,how in zip(sorted((root/'faces').rglob('*.jpg')), ('L', 'CMYK', 'RGBA', 'P', '16-bit')*4): _image(how, p)
     m = scan(root, check='full')
     assert not m.report['excluded']
@@ -540,7 +580,8 @@ def test_what_is_repaired_makes_whole_batches(root):
 def test_workers_read_with_one_thread(root):
     class Threads(PairDataset):
         def __getitem__(self, key): return (*super().__getitem__(key)[:2], torch.get_num_threads())
-    for *_,threads in make_loader(Threads(scan(root), seconds=0.5, size=32), DistributedBatchSampler(4, 2, 0, 0), workers=1):
+    for *_,threads in make_loader(Threads(scan(root), seconds=0.5, size=32), DistributedBatchSampler(4, 2, 0, 0),
+                                  workers=1):
         assert threads.tolist() == [1, 1]
 
 def test_edited_table_with_an_identity_in_two_splits(root):
@@ -576,6 +617,7 @@ def test_libri_lfw(libri, check):
 
 def test_libri_lfw_batches(libri):
     m = scan(libri)
-    voices, faces, idx = next(iter(make_loader(PairDataset(m, 'test', 3., 112), DistributedBatchSampler(94, 32, 0, 0), 2)))
+    voices, faces, idx = next(iter(make_loader(PairDataset(m, 'test', 3., 112), DistributedBatchSampler(94, 32, 0, 0),
+                                               2)))
     assert voices.shape == (32, 48000) and faces.shape == (32, 3, 112, 112) and len(set(idx.tolist())) == 32
     assert (voices.std(1) > 1e-3).all() and (faces.float().std((1, 2, 3)) > 10).all()

@@ -57,10 +57,13 @@ def fuzz(path:Path, read, places:int=80, seed:int=0):
 # ---- checkpoints
 
 def plain(tensors, header):
-    return {k: (str(t.dtype), tuple(t.shape), t.reshape(-1).view(torch.uint8).tolist()) for k,t in tensors.items()}, header
+    return {k: (str(t.dtype), tuple(t.shape), t.reshape(-1).view(torch.uint8).tolist())
+            for k,t in tensors.items()}, header
 
 
-def model(): return build_method({'name': 'cid'}, VoiceFaceModel(ModelConfig('features', dim=2, projection='none', voice_dim=3, face_dim=2)), 8)
+def model():
+    return build_method({'name': 'cid'}, VoiceFaceModel(ModelConfig('features', dim=2, projection='none', voice_dim=3,
+                                                                    face_dim=2)), 8)
 
 
 @pytest.fixture
@@ -86,10 +89,12 @@ def test_a_checkpoint_is_resumed_from(run):
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8])
 def test_tensors_of_every_type_keep_their_bits(tmp_path, dtype):
-    t = {'x': torch.arange(6).reshape(2, 3).to(dtype), 'empty': torch.zeros(0, 4, dtype=dtype), 'one': torch.tensor(1).to(dtype)}
+    t = {'x': torch.arange(6).reshape(2, 3).to(dtype), 'empty': torch.zeros(0, 4, dtype=dtype),
+         'one': torch.tensor(1).to(dtype)}
     save_tensors(tmp_path/'t', t, {'a': [1, (2, 3)], 'nan': float('nan')})
     back, header = load_tensors(tmp_path/'t')
-    assert all(torch.equal(t[k], back[k]) and t[k].dtype == back[k].dtype for k in t) and header['a'] == [1, [2, 3]] and set(header) == {'a', 'nan'}
+    assert all(torch.equal(t[k], back[k]) and t[k].dtype == back[k].dtype
+               for k in t) and header['a'] == [1, [2, 3]] and set(header) == {'a', 'nan'}
 
 
 def test_a_changed_byte_in_a_checkpoint_is_said(run):
@@ -104,7 +109,8 @@ def test_a_changed_byte_in_a_checkpoint_is_said(run):
 
 
 def test_no_changed_byte_of_a_checkpoint_passes(tmp_path):
-    save_tensors(tmp_path/'x', {'a': torch.arange(20.), 'b': torch.arange(7)}, dict(state=dict(step=3), method={}, name='ä'))
+    save_tensors(tmp_path/'x', {'a': torch.arange(20.), 'b': torch.arange(7)},
+                 dict(state=dict(step=3), method={}, name='ä'))
     assert fuzz(tmp_path/'x', lambda: plain(*load_tensors(tmp_path/'x')), 200) > 150
 
 
@@ -118,9 +124,13 @@ def test_a_checkpoint_without_a_digest_opens(run):
 
 
 @pytest.mark.parametrize('change, words', [
-    (dict(state=dict(step=-5)), 'state.step = \'-5\''), (dict(state=dict(step='3')), 'state.step'), (dict(state=dict(step=True)), 'state.step'), (dict(state=dict(loss_sum=float('inf'))), 'state.loss_sum'),
-    (dict(state=dict(steps=3)), 'state.steps'), (dict(state=[]), 'state'), (dict(state=None), 'state'), (dict(state=dict(history=[3])), 'state.history.0'), (dict(state=dict(history={})), 'state.history'),
-    (dict(train=[]), 'train'), (dict(method=3), 'method'), (dict(processes=0), 'processes'), (dict(processes='1'), 'processes'), (dict(random=None), 'random'), (dict(random=dict(python=[3, [1], None])), 'random.numpy'),
+    (dict(state=dict(step=-5)), 'state.step = \'-5\''), (dict(state=dict(step='3')), 'state.step'),
+    (dict(state=dict(step=True)), 'state.step'), (dict(state=dict(loss_sum=float('inf'))), 'state.loss_sum'),
+    (dict(state=dict(steps=3)), 'state.steps'), (dict(state=[]), 'state'), (dict(state=None), 'state'),
+    (dict(state=dict(history=[3])), 'state.history.0'), (dict(state=dict(history={})), 'state.history'),
+    (dict(train=[]), 'train'), (dict(method=3), 'method'), (dict(processes=0), 'processes'),
+    (dict(processes='1'), 'processes'), (dict(random=None), 'random'),
+    (dict(random=dict(python=[3, [1], None])), 'random.numpy'),
     (dict(random=dict(python=[3, [1], None], numpy=['MT19937', 0, 0, 0.])), 'cannot be resumed from')])
 def test_a_header_of_another_form_is_one_line(run, change, words):
     path = run.checkpoints/'last.safetensors'
@@ -162,7 +172,8 @@ def test_a_header_that_is_no_table_is_one_line(tmp_path, header):
 
 def features_file(path, **about):
     g = np.random.default_rng(0)
-    save_features(path, g.normal(size=(4, 3)).astype('f4'), g.normal(size=(5, 2)).astype('f2'), [f'wav/{i}.wav' for i in range(4)], [f'faces/{i}.jpg' for i in range(5)],
+    save_features(path, g.normal(size=(4, 3)).astype('f4'), g.normal(size=(5, 2)).astype('f2'),
+                  [f'wav/{i}.wav' for i in range(4)], [f'faces/{i}.jpg' for i in range(5)],
                   **{**dict(corpus_hash='a'*8, encoder='by hand', identities=['id1', 'id2']), **about})
     return path
 
@@ -200,9 +211,13 @@ def test_features_without_a_digest_open(tmp_path):
 
 
 @pytest.mark.parametrize('change, words', [
-    (dict(voice_path=np.array([['a', 'b'], ['c', 'd']])), 'voice_path'), (dict(face_path=np.array('a')), 'face_path'), (dict(voice_path=np.arange(4)), 'voice_path'), (dict(voice=np.zeros(4, 'f4')), 'voice'),
-    (dict(voice=np.array(1., 'f4')), 'voice'), (dict(about=np.array('[]')), ''), (dict(about=np.array('null')), ''), (dict(about=np.array(3)), ''), (dict(about=np.array(['{}'])), ''), (dict(about=np.array('[' * 100_000)), ''),
-    (dict(about=np.array('{"identities": 3}')), 'about.identities'), (dict(about=np.array('{"identities": [1]}')), 'about.identities'), (dict(about=np.array('{"identities": {"a": 1}}')), 'about.identities'),
+    (dict(voice_path=np.array([['a', 'b'], ['c', 'd']])), 'voice_path'), (dict(face_path=np.array('a')), 'face_path'),
+    (dict(voice_path=np.arange(4)), 'voice_path'), (dict(voice=np.zeros(4, 'f4')), 'voice'),
+    (dict(voice=np.array(1., 'f4')), 'voice'), (dict(about=np.array('[]')), ''), (dict(about=np.array('null')), ''),
+    (dict(about=np.array(3)), ''), (dict(about=np.array(['{}'])), ''), (dict(about=np.array('[' * 100_000)), ''),
+    (dict(about=np.array('{"identities": 3}')), 'about.identities'),
+    (dict(about=np.array('{"identities": [1]}')), 'about.identities'),
+    (dict(about=np.array('{"identities": {"a": 1}}')), 'about.identities'),
     (dict(about=np.array('{"corpus_hash": 7}')), 'about.corpus_hash')])
 def test_features_of_another_form_are_one_line(tmp_path, change, words):
     path = features_file(tmp_path/'f.npz')
@@ -212,10 +227,14 @@ def test_features_of_another_form_are_one_line(tmp_path, change, words):
     one_line(e, path, words)
 
 
-@pytest.mark.parametrize('options, words', [({'seconds': 'abc'}, "seconds = 'abc'"), ({'size': 1.5}, 'size = 1.5'), ({'seconds': 1e9}, 'seconds = 1000000000.0'), ({'voice_weights': 3}, 'voice_weights = 3'), ({'name': 1}, "'name'"), ({'quiet': True}, "'quiet'")])
+@pytest.mark.parametrize('options, words', [({'seconds': 'abc'}, "seconds = 'abc'"), ({'size': 1.5}, 'size = 1.5'),
+                                            ({'seconds': 1e9}, 'seconds = 1000000000.0'),
+                                            ({'voice_weights': 3}, 'voice_weights = 3'), ({'name': 1}, "'name'"),
+                                            ({'quiet': True}, "'quiet'")])
 @pytest.mark.parametrize('encoder', ['faa', 'a-run'])
 def test_options_of_features_are_checked_whichever_encoder(tmp_path, encoder, options, words):
-    with pytest.raises(ConfigError) as e: make_features(encoder, 'nowhere', tmp_path/'x.npz', Settings(runs=tmp_path), options=options)
+    with pytest.raises(ConfigError) as e:
+        make_features(encoder, 'nowhere', tmp_path/'x.npz', Settings(runs=tmp_path), options=options)
     one_line(e, words)
 
 
@@ -226,8 +245,10 @@ def small_disk(tmp_path):
     "1 MB of tmpfs; only root can mount."
     there = tmp_path/'disk'
     there.mkdir()
-    r = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(there)], capture_output=True, text=True) if os.geteuid() == 0 and shutil.which('mount') else None
-    if r is None or r.returncode: pytest.skip(f'no small disk to be had: {r.stderr.strip() if r else "only root can mount one"}')
+    r = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(there)], capture_output=True,
+                       text=True) if os.geteuid() == 0 and shutil.which('mount') else None
+    if r is None or r.returncode:
+        pytest.skip(f'no small disk to be had: {r.stderr.strip() if r else "only root can mount one"}')
     yield there
     subprocess.run(['umount', '-l', str(there)], check=True) # lazily: the traceback of a failed pass holds its maps
 
@@ -235,17 +256,21 @@ def small_disk(tmp_path):
 class FakeSource:
     "Two kinds of vectors, made as they are asked for."
     def __init__(self, rows, root):
-        self.manifest, self.features, self.data, self.rows = self, None, type('Data', (), dict(seconds=1., size=32)), rows
+        self.manifest, self.features, self.data, self.rows = self, None, type(
+            'Data', (), dict(seconds=1., size=32)), rows
         self.root, self.hash = root, 'f'*8
 
     def media(self, kind, split=None, *a, start=0, **kw):
-        if split is None and not a and not kw: return type('Table', (), dict(path=[f'{kind}/{i}' for i in range(self.rows)], __len__=lambda t: len(t.path)))()
+        if split is None and not a and not kw:
+            return type('Table', (), dict(path=[f'{kind}/{i}' for i in range(self.rows)],
+                                          __len__=lambda t: len(t.path)))()
 
 
 def fake_encoder(monkeypatch, rows, dim=64):
     import vfassoc.training.extract as cache
     def encode(source, f, kind, split, device, start=0):
-        for i in range(start, rows, 100): yield torch.arange(i, min(i + 100, rows)), torch.full((min(100, rows - i), dim), float(i + 1))
+        for i in range(start, rows, 100):
+            yield torch.arange(i, min(i + 100, rows)), torch.full((min(100, rows - i), dim), float(i + 1))
     monkeypatch.setattr(cache, 'encode_media', encode)
     model = torch.nn.Linear(1, 1)
     model.features = None
@@ -255,7 +280,8 @@ def fake_encoder(monkeypatch, rows, dim=64):
 def test_features_on_a_disk_with_room(tmp_path, monkeypatch):
     model = fake_encoder(monkeypatch, 250)
     f = load_features(cache_features(model, FakeSource(250, tmp_path), tmp_path/'x.npz', True))
-    assert f.voice.shape == (250, 64) and f.voice[249, 0] == 201 and sorted(p.name for p in tmp_path.iterdir()) == ['x.npz']
+    assert f.voice.shape == (250, 64) and f.voice[249, 0] == 201 and sorted(p.name for p in tmp_path.iterdir()) == [
+        'x.npz']
 
 
 @pytest.mark.parametrize('rows', [5_000, 1_500, 1_200]) # no room for the first part; for both; for the archive
@@ -295,18 +321,22 @@ def test_a_sparse_part_of_an_earlier_version_is_filled(tmp_path):
     before = (tmp_path/'x.npy').stat()
     x = old_array(tmp_path/'x.npy', np.float32, (1 << 16, None))
     after = (tmp_path/'x.npy').stat()
-    assert before.st_blocks < after.st_blocks and after.st_blocks*512 >= after.st_size == before.st_size and x[1, 3] == 3 and not x[2:].any()
-    assert old_array(tmp_path/'x.npy', np.float32, (5, None)) is None and old_array(tmp_path/'none.npy', np.float32, (5, None)) is None
+    assert before.st_blocks < after.st_blocks and after.st_blocks*512 >= after.st_size == before.st_size and x[
+        1, 3] == 3 and not x[2:].any()
+    assert old_array(tmp_path/'x.npy', np.float32, (5, None)) is None and old_array(tmp_path/'none.npy', np.float32,
+                                                                                    (5, None)) is None
     (tmp_path/'x.npy').write_bytes(b'damaged')
     assert old_array(tmp_path/'x.npy', np.float32, (1 << 16, None)) is None
 
 
 def test_fused_scores_on_a_full_disk_are_one_line(small_disk):
     model = FusionEncoder(FusionConfig(dim=8, layers=1, heads=2, inner=8)).eval()
-    with pytest.raises(RunError) as e: score_all(model, torch.randn(600, 8), torch.randn(600, 8), out=small_disk/'s.npy', quiet=True)
+    with pytest.raises(RunError) as e:
+        score_all(model, torch.randn(600, 8), torch.randn(600, 8), out=small_disk/'s.npy', quiet=True)
     one_line(e, small_disk, 'bytes', 'free')
     assert not [p for p in small_disk.iterdir() if p.suffix in ('.npy', '.part')]
-    assert score_all(model, torch.randn(60, 8), torch.randn(60, 8), out=small_disk/'t.npy', quiet=True).shape == (60, 60)
+    assert score_all(model, torch.randn(60, 8), torch.randn(60, 8), out=small_disk/'t.npy',
+                     quiet=True).shape == (60, 60)
 
 
 def test_a_file_that_grows_is_put_back(tmp_path):
@@ -327,7 +357,8 @@ def tree(tmp_path_factory):
         soundfile.write(wav/'00001.wav', g.normal(size=16000*5)*.1, 16000, subtype='PCM_16') # 160 kB: three pieces
         Image.fromarray(g.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(face/'0000001.png')
     (root/'identity_splits.txt').write_text('id1 1\nid2 4\n')
-    (root/'vox1_meta.csv').write_text('VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\nid1\tAnn\tf\tUK\nid2\tBob\tm\tUK\n')
+    (root/'vox1_meta.csv').write_text('VoxCeleb1 ID\tVGGFace1 '
+                                      'ID\tGender\tNationality\nid1\tAnn\tf\tUK\nid2\tBob\tm\tUK\n')
     return scan(root, 0, quiet=True)
 
 
@@ -338,7 +369,8 @@ def packed(tree, tmp_path): return pack(tree, tmp_path/'packed', workers=0, quie
 def media_of(root):
     m = load_pack(root)
     x = open_media(m, m.table)
-    return [x.sound(i).tolist() if k == 'voice' else x.face(i, 16).tolist() for i, k in enumerate(m.table.modality)], m.hash
+    return [x.sound(i).tolist() if k == 'voice' else x.face(i, 16).tolist()
+            for i, k in enumerate(m.table.modality)], m.hash
 
 
 def test_a_changed_byte_in_a_shard_is_said_when_it_is_read(packed):
@@ -361,8 +393,10 @@ def test_an_inverted_shard_is_said(packed):
         (packed/name).write_bytes(whole)
 
 
-@pytest.mark.parametrize('name, places', [('index.npz', 40), ('pack.json', 40), ('manifest.parquet', 40), ('face-0000.bin', 40)])
-def test_no_changed_byte_of_a_pack_passes(packed, name, places): assert fuzz(packed/name, lambda: media_of(packed), places) >= places - 2
+@pytest.mark.parametrize('name, places', [('index.npz', 40), ('pack.json', 40), ('manifest.parquet', 40),
+                                          ('face-0000.bin', 40)])
+def test_no_changed_byte_of_a_pack_passes(packed, name, places):
+    assert fuzz(packed/name, lambda: media_of(packed), places) >= places - 2
 
 
 def test_a_pack_of_another_schema_is_refused_and_an_older_one_opens(packed):

@@ -54,7 +54,7 @@ def test_partial_updates_are_exact(euclid, precision):
         assert torch.equal(search.assign, scores(x, c, euclid).argmax(1))
         partial += int(moved.float().mean() <= .9)
         moved = torch.rand(50, generator=g) < .6*torch.rand(1, generator=g)
-    assert partial > 30 and product(search) == ('_Projected' if precision == 'projected' else '_Whole')
+    assert partial > 30 and product(search) == ('_LowRankProduct' if precision == 'projected' else '_FullProduct')
 
 
 def bounds_hold(search, x, c, euclid):
@@ -91,7 +91,8 @@ def test_bounds_hold_where_all_rounding_errors_point_the_same_way():
     x[:, 1::2] *= -(1 - .99*2**-9)
     for a, b in ((x, c), (c, x)):
         search = Search(Rows(a, 'bf16'), 2, False, torch.zeros(1, dtype=torch.long))
-        search.move(torch.cat([b, -a.sign()/8]))                             # the other one is far away: nothing is settled
+        # the other one is far away: nothing is settled
+        search.move(torch.cat([b, -a.sign()/8]))
         search.look()
         true = float(a.double()@b.double().T)
         assert true > .0028 and search.lo <= true <= search.hi
@@ -122,7 +123,8 @@ def test_the_projected_bound_holds_in_float64(scale, short, scatter):
     x, c = (scale*t for t in flat(300, 40, d=256, rank=20, scatter=scatter, unit=False))
     x = short*x
     rows = Rows(x, 'projected')
-    if rows.axes is None: rows.axes = torch.linalg.qr(torch.randn(256, 32, generator=torch.Generator().manual_seed(0)))[0]
+    if rows.axes is None:
+        rows.axes = torch.linalg.qr(torch.randn(256, 32, generator=torch.Generator().manual_seed(0)))[0]
     b = c.square().sum(1)/2
     view = N._LowRankProduct(rows, 32)
     view.move(c, b, (c.norm(dim=1).max(), b.max()))
@@ -145,11 +147,12 @@ def test_rows_that_fill_their_space_are_not_projected():
     g = torch.Generator().manual_seed(0)
     x = F.normalize(torch.randn(2000, 192, generator=g), dim=1)
     assert principal_subspace(x, 32) is None
-    for x in (x, F.normalize(x + torch.eye(192)[0], dim=1)):                 # the second: one long direction, the rest fills the space
+    # the second: one long direction, the rest fills the space
+    for x in (x, F.normalize(x + torch.eye(192)[0], dim=1)):
         search = Search(Rows(x, 'projected'), 60, False)
         search.move(x[:60])
         for _ in range(5): search.look()
-        assert product(search) == '_Whole' and search.tries == 0
+        assert product(search) == '_FullProduct' and search.tries == 0
         assert torch.equal(search.assign, scores(x, x[:60], False).argmax(1))
     assert search.rows.axes is not None
 
@@ -157,7 +160,8 @@ def test_rows_that_fill_their_space_are_not_projected():
 def test_a_plan_is_worth_its_cost(monkeypatch):
     "Multiply-adds of ten updates on flat rows: projected well below float32, which is below all scores every time."
     work, pairs = [], N.centroid_scores
-    monkeypatch.setattr(N, 'centroid_scores', lambda x, c, e, r, j: work.append(len(j)*x.shape[1]) or pairs(x, c, e, r, j))
+    monkeypatch.setattr(N, 'centroid_scores', lambda x, c, e, r,
+                        j: work.append(len(j)*x.shape[1]) or pairs(x, c, e, r, j))
     whole = Search._product
     def counted(self, r, cols):
         out = whole(self, r, cols)
@@ -228,7 +232,8 @@ def test_of_equal_numbers_the_lower_index_wins_wherever_a_row_was(precision, euc
     search.look()
     assert torch.equal(search.assign, right)
     g = torch.Generator().manual_seed(1)
-    for _ in range(20):                                                      # integers: products are exact, and ties are many
+    # integers: products are exact, and ties are many
+    for _ in range(20):
         x, c = (torch.randint(-2, 3, (n, 2), generator=g).float() for n in (40, 8))
         search = Search(Rows(x, 'float32' if precision == 'projected' else precision), 8, euclid)
         moved = torch.ones(8, dtype=torch.bool)
@@ -246,7 +251,7 @@ def test_projection_at_any_scale(scale):
     search = Search(Rows(x*scale, 'projected'), 40, False)
     search.move(c)
     for _ in range(3): search.look()
-    assert torch.equal(search.assign, scores(x, c, False).argmax(1)) and product(search) == '_Projected'
+    assert torch.equal(search.assign, scores(x, c, False).argmax(1)) and product(search) == '_LowRankProduct'
     assert principal_subspace(torch.zeros(50, 192), 32) is None
 
 
@@ -333,7 +338,8 @@ def test_a_crowd_of_rivals_is_not_settled_pair_by_pair(monkeypatch, precision):
     search.move(x[:200].clone())
     search.look()
     assert sum(pairs) <= 500*18
-    search.look()                                                            # now its own centroid is the best from the beginning
+    # now its own centroid is the best from the beginning
+    search.look()
     assert (search.rest < search.hi).float().mean() > .9
     assert (x@search.c.T).amax(1).sub((x*search.c[search.assign]).sum(1)).max() < 1e-6
 
@@ -371,8 +377,10 @@ def test_pair_scores_do_not_depend_on_company():
     cols = torch.from_numpy(rng_for(0, 'cols').integers(0, 20, 300))
     for euclid in (False, True):
         want = centroid_scores(x, c, euclid, None, cols)
-        torch.testing.assert_close(want.double(), scores(x, c, euclid).gather(1, cols[:, None])[:, 0], atol=1e-6, rtol=1e-6)
-        for block in (1, 7, 256): assert torch.equal(centroid_scores(x, c, euclid, torch.arange(300), cols, block), want)
+        torch.testing.assert_close(want.double(), scores(x, c, euclid).gather(1, cols[:, None])[:, 0], atol=1e-6,
+                                   rtol=1e-6)
+        for block in (1, 7, 256):
+            assert torch.equal(centroid_scores(x, c, euclid, torch.arange(300), cols, block), want)
         back = torch.arange(300).flip(0)
         assert torch.equal(centroid_scores(x, c, euclid, back, cols[back]).flip(0), want)
 

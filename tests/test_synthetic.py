@@ -56,7 +56,8 @@ def test_killed_in_the_middle_and_run_again(tmp_path):
     start, done = time.time(), lambda: len(list((tmp_path/'c'/'faces').glob('*/1.6/*')))
     while done() < 5 and run.poll() is None and time.time() - start < 120: time.sleep(.02)
     workers = _children(run.pid)
-    run.send_signal(signal.SIGKILL); run.wait()
+    run.send_signal(signal.SIGKILL)
+    run.wait()
     assert 0 < done() < 60 and not (tmp_path/'c'/'synth.json').exists() and workers
     one_line(lambda: read_truth(tmp_path/'c'), 'only a finished synthetic corpus has a truth')
     one_line(lambda: write_corpus(tmp_path/'c', TINY, 0), 'identities = 30, not 10')
@@ -205,5 +206,6 @@ def test_noise_of_zero_is_a_studio():
     cfg = SynthConfig(identities=1, noise=0., seconds=.5)
     row = {**draw_truth(cfg).iloc[0].to_dict(), 'index': 0}
     quiet, loud = make_media(row, cfg), make_media(row, SynthConfig(identities=1, noise=2., seconds=.5))
-    rough = lambda img: np.abs(np.diff(img.astype(int), axis=1)[:, :8, :8]).mean() # a corner of the wall
+    def rough(img):
+        return np.abs(np.diff(img.astype(int), axis=1)[:, :8, :8]).mean() # a corner of the wall
     assert rough(quiet[1]) < rough(loud[1]) and (quiet[0][0] != loud[0][0]).any()

@@ -343,6 +343,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'vfassoc/corpus/layout.py'),
                                        'vfassoc.corpus.layout._Walk.videos': ( '01_corpus/layout.html#_walk.videos',
                                                                                'vfassoc/corpus/layout.py'),
+                                       'vfassoc.corpus.layout._find_roots': ( '01_corpus/layout.html#_find_roots',
+                                                                              'vfassoc/corpus/layout.py'),
                                        'vfassoc.corpus.layout._list_media': ( '01_corpus/layout.html#_list_media',
                                                                               'vfassoc/corpus/layout.py'),
                                        'vfassoc.corpus.layout._read_bytes': ( '01_corpus/layout.html#_read_bytes',

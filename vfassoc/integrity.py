@@ -61,7 +61,8 @@ def unseal(
     if not is_sealed(table): return table
     plain = {k: v for k,v in table.items() if k not in ('digest', ALGORITHM)}
     if (table.get('digest'), table.get(ALGORITHM)) != (ALGORITHM, now := _digest(plain, h)):
-        raise error(f'{where}: damaged, its content has changed since it was written (digest {now[:8]}, recorded {str(table.get(ALGORITHM))[:8]}); {todo}')
+        raise error(f'{where}: damaged, its content has changed since it was written (digest {now[:8]}, recorded '
+                    f'{str(table.get(ALGORITHM))[:8]}); {todo}')
     return plain
 
 # %% ../nbs/12_appendix/05_integrity.ipynb #8a53233e
@@ -100,7 +101,8 @@ def reserve(
         free = free_bytes(path)
         if new: Path(path).unlink(missing_ok=True)
         if isinstance(e, RunError): raise
-        raise RunError(f'{path}: cannot be written ({e.strerror or e}): needs {size:,} bytes, {free:,} are free; make room, or choose a place on another disk') from None
+        raise RunError(f'{path}: cannot be written ({e.strerror or e}): needs {size:,} bytes, {free:,} are free; make '
+                       'room, or choose a place on another disk') from None
 
 def new_array(
     path:Path, # a .npy file; an old one is replaced
@@ -111,7 +113,8 @@ def new_array(
     path = Path(path)
     path.unlink(missing_ok=True)
     with open(path, 'w+b') as f:
-        np.lib.format.write_array_header_1_0(f, dict(descr=np.lib.format.dtype_to_descr(np.dtype(dtype)), fortran_order=False, shape=tuple(shape)))
+        np.lib.format.write_array_header_1_0(f, dict(descr=np.lib.format.dtype_to_descr(np.dtype(dtype)),
+                                                     fortran_order=False, shape=tuple(shape)))
         size = f.tell() + int(np.prod(shape))*np.dtype(dtype).itemsize
     try: reserve(path, size)
     except RunError:

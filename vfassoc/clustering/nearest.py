@@ -57,7 +57,9 @@ def product_error(device:torch.device) -> float: # relative error of one product
 @contextlib.contextmanager
 def _full_sums(device:torch.device):
     "GPUs may add up bfloat16 products in bfloat16; no bound of ours knows how often. Not in here."
-    if device.type != 'cuda': yield; return
+    if device.type != 'cuda':
+        yield
+        return
     m = torch.backends.cuda.matmul
     before, m.allow_bf16_reduced_precision_reduction = m.allow_bf16_reduced_precision_reduction, False
     try: yield
@@ -69,7 +71,8 @@ def _row_max(
     "Largest score of each row. Positive bfloat16 numbers sort like integers of the same bits: faster on a CPU."
     if s.dtype != torch.bfloat16 or s.is_cuda: return s.amax(1).float()
     top = s.view(torch.int16).amax(1)
-    below = top < 0                                                 # only negative scores in the row: bits sort backwards
+    # only negative scores in the row: bits sort backwards
+    below = top < 0
     top = top.view(torch.bfloat16).float()
     if below.any(): top[below] = s[below].float().amax(1)
     return top
@@ -84,7 +87,8 @@ def principal_subspace(
     s = x[::-(-len(x)//sample)]
     s = s/s.abs().max()                                             # squares of squares must stay numbers
     moments = s.T@s
-    if not most or not moments.diagonal().sum()**2 <= x.shape[1]/4*moments.square().sum(): return None # all zero: not a number
+    if not most or not moments.diagonal().sum()**2 <= x.shape[1]/4*moments.square().sum():
+        return None # all zero: not a number
     q = torch.from_numpy(rng_for(0, 'directions').standard_normal((x.shape[1], most), dtype=np.float32)).to(x)
     q = moments@torch.linalg.qr(moments@(moments@q)/moments.diagonal().sum())[0]
     return torch.linalg.qr(q.double())[0].float().contiguous()
@@ -128,7 +132,8 @@ class _FullProduct:
         self.c, off = _rounded(c, r.dtype)
         self.err = r.off*long + (r.norm + r.off)*off.max() + r.slack*r.norm*long + (r.eps**2 + r.slack)*high
         self.bias, self.gap = -b if self.euclid and not self.wide else None, c.new_zeros(()).expand(len(c))
-        if self.wide:                                               # b in two parts, so that it is not rounded to 8 bits
+        # b in two parts, so that it is not rounded to 8 bits
+        if self.wide:
             part = b.to(r.dtype)
             self.c = F.pad(torch.cat([self.c, torch.stack([-part, (part - b).to(r.dtype)], 1)], 1), (0, 30))
 
@@ -163,7 +168,8 @@ class _LowRankProduct:
         self.err = self.slack*(self.norm*reach[0] + reach[1])
 
 # %% ../../nbs/12_appendix/02_nearest.ipynb #20dbdad1
-_LOOK, _RIVALS, _PAIR = 60, 200, 250 # cost of a score beside its product, of taking a row apart (by K), of a pair (by d)
+# cost of a score beside its product, of taking a row apart (by K), of a pair (by d)
+_LOOK, _RIVALS, _PAIR = 60, 200, 250
 
 class Search:
     "Which centroid is nearest to each row, exactly, kept up to date while centroids move."
@@ -174,11 +180,13 @@ class Search:
         assign:Tensor|None=None, # (n,) a centroid for each row to begin with, e.g. its nearest a moment ago
     ):
         self.rows, self.k, self.euclid, self.assign = rows, k, euclid, assign
-        self.half = rows.norm.square()/2 if euclid else torch.zeros_like(rows.norm) # what scores are above `centroid_scores`
+        # what scores are above `centroid_scores`
+        self.half = rows.norm.square()/2 if euclid else torch.zeros_like(rows.norm)
         self.lo, self.hi, self.rest = rows.x.new_full((3, len(rows.x)), -math.inf)
         self.view, self.tries = _FullProduct(rows, euclid), 3 if rows.axes is not None else 0
         self.certain = False # has every row met every centroid?
-        self.room = rows.low.new_empty(0) # where the scores of a block are written; new memory would cost more than they do
+        # where the scores of a block are written; new memory would cost more than they do
+        self.room = rows.low.new_empty(0)
 
     def move(self,
         c:Tensor, # (K, d) centroids
@@ -216,8 +224,11 @@ class Search:
     def _look(self, rows:Tensor|None, cols:Tensor|None):
         n, dev = len(self.rows.x), self.c.device
         if self.tries and rows is None and cols is None: self._plan()
-        at, v = torch.arange(self.k, device=dev), self.view         # where a centroid stands among `cols`; -1: it does not
-        if cols is None: self.rest.fill_(-math.inf); self.certain = True
+        # where a centroid stands among `cols`; -1: it does not
+        at, v = torch.arange(self.k, device=dev), self.view
+        if cols is None:
+            self.rest.fill_(-math.inf)
+            self.certain = True
         else: at = torch.full_like(at, -1).index_put_((cols,), torch.arange(len(cols), device=dev))
         if new := self.assign is None: self.assign = at.new_empty(n)
         many = self.k if cols is None else len(cols)
@@ -229,7 +240,8 @@ class Search:
             a, err, half = self.assign[r], v.err[r], self.half[r]
             own = at[a]
             met, own = own >= 0, own.clamp_min(0)[:, None]
-            t = s.gather(1, own)                                    # then masked, where it is the own centroid that was met
+            # then masked, where it is the own centroid that was met
+            t = s.gather(1, own)
             s.scatter_(1, own, t.masked_fill(met[:, None], _NEVER))
             t = t[:, 0].float()
             e = err + v.eps*t.abs()
@@ -260,7 +272,8 @@ class Search:
     ):
         "Rows that have rivals: find the best centroid of each, best first."
         err, eps, half = self.view.err[r], self.view.eps, self.half[r]
-        if not isinstance(self.view, _LowRankProduct):                   # a winner may be beyond doubt without another look
+        # a winner may be beyond doubt without another look
+        if not isinstance(self.view, _LowRankProduct):
             t, j, others = _best_two(s.index_select(0, at))
             e = err + eps*t.abs()
             others = torch.maximum(others + err + eps*others.abs() - half, self.hi[r])

@@ -68,7 +68,8 @@ class LooseMedia:
     def __getstate__(self): return self.__dict__
 
     def _path(self, row): return f'{self.root}/{self.paths[int(row)].as_py()}'
-    def voice(self, row:int, seconds:float|None=None, rng=None) -> np.ndarray: return read_audio(self._path(row), seconds, rng)
+    def voice(self, row:int, seconds:float|None=None, rng=None) -> np.ndarray:
+        return read_audio(self._path(row), seconds, rng)
     sound = voice # what goes into a batch
     def face(self, row:int, size:int=224, flip:bool=False) -> Tensor: return read_face(self._path(row), size, flip)
     def raw(self, row:int) -> bytes: return Path(self._path(row)).read_bytes()
@@ -104,7 +105,9 @@ class PackedMedia:
         x = self.maps[key][self.offset[i]:self.offset[i] + self.length[i]]
         for k in range(start//PIECE, -(-stop//PIECE)) if self.digest is not None else ():
             if xxhash.xxh3_64_intdigest(x[k*PIECE:(k + 1)*PIECE].data) != int(self.digest[self.first[i] + k]):
-                raise CorpusError(f'{_shard(self.root, *key)}: damaged at byte {self.offset[i] + k*PIECE:,} or up to {PIECE:,} behind it ({self.paths[int(row)].as_py()}); copy the packed corpus again, or pack it again')
+                raise CorpusError(f'{_shard(self.root, *key)}: damaged at byte {self.offset[i] + k*PIECE:,} or up to '
+                                  f'{PIECE:,} behind it ({self.paths[int(row)].as_py()}); copy the packed corpus '
+                                  'again, or pack it again')
         return x[start:stop]
 
     def _samples(self, row, seconds, rng, scale):
@@ -113,7 +116,8 @@ class PackedMedia:
 
     def _named(self, f, row):
         try: return f()
-        except CorpusError as e: raise CorpusError(str(e).replace('<packed>', f'{self.root}: {self.paths[int(row)].as_py()}')) from None
+        except CorpusError as e:
+            raise CorpusError(str(e).replace('<packed>', f'{self.root}: {self.paths[int(row)].as_py()}')) from None
 
     def voice(self, row:int, seconds:float|None=None, rng=None) -> np.ndarray: # (t,) float32
         if self.kind[self.at[int(row)]] == SAMPLES: return self._samples(row, seconds, rng, True)
@@ -128,7 +132,8 @@ class PackedMedia:
         x = self.slice(row, 'face')
         if self.kind[self.at[int(row)]] == BYTES: return self._named(lambda: read_face(_Bytes(x), size, flip), row)
         if size != self.pixels:
-            raise CorpusError(f'{self.root}: its faces are packed as pixels of {self.pixels} x {self.pixels}, data.size is {size}; set data.size to {self.pixels}, or pack again')
+            raise CorpusError(f'{self.root}: its faces are packed as pixels of {self.pixels} x {self.pixels}, '
+                              f'data.size is {size}; set data.size to {self.pixels}, or pack again')
         x = torch.from_numpy(x.copy()).view(size, size, 3)
         return (x.flip(1) if flip else x).permute(2, 0, 1) # torch mirrors nine times faster than numpy copies backwards
 
@@ -154,7 +159,9 @@ def open_media(
 def _positions(manifest, table):
     "Which rows of the manifest's table these are."
     at = pd.Index(manifest.table.path).get_indexer(table.path)
-    if (at < 0).any(): raise CorpusError(f'{manifest.root}: {table.path.iloc[(at < 0).argmax()]} is not in the packed corpus; pack it again')
+    if (at < 0).any():
+        raise CorpusError(f'{manifest.root}: {table.path.iloc[(at < 0).argmax()]} is not in the packed corpus; pack it '
+                          'again')
     return at
 
 # %% ../../nbs/12_appendix/03_packed.ipynb #6932555b
@@ -165,7 +172,8 @@ class PackConfig:
     shard_mb:int = 512 # size of a shard, megabytes
 
     def __post_init__(self):
-        require(self.pixels == 0 or 16 <= self.pixels <= 1024, 'pack', 'pixels', self.pixels, '0 (keep the files) or 16 to 1024')
+        require(self.pixels == 0 or 16 <= self.pixels <= 1024, 'pack', 'pixels', self.pixels,
+                '0 (keep the files) or 16 to 1024')
         require(self.shard_mb >= 1, 'pack', 'shard_mb', self.shard_mb, '1 or more')
 
 def _one(root, path, modality, pixels):
@@ -176,7 +184,9 @@ def _one(root, path, modality, pixels):
     with soundfile.SoundFile(f'{root}/{path}') as f:
         if (f.format, f.subtype, f.channels, f.samplerate) == ('WAV', 'PCM_16', 1, SAMPLE_RATE):
             x = f.read(dtype='int16')
-            if len(x) < f.frames: raise CorpusError(f'{root}/{path}: {len(x)} of {f.frames} samples are there (truncated); run `vfassoc prepare --check full`, which leaves such files out')
+            if len(x) < f.frames:
+                raise CorpusError(f'{root}/{path}: {len(x)} of {f.frames} samples are there (truncated); run `vfassoc '
+                                  'prepare --check full`, which leaves such files out')
             return x.astype('<i2').tobytes(), SAMPLES
     return Path(f'{root}/{path}').read_bytes(), BYTES
 
@@ -187,18 +197,28 @@ def _fill(root, out, modality, number, paths, pixels):
     with atomic_path(path) as tmp, open(tmp, 'wb') as f:
         for p in paths:
             try: data, k = _one(root, p, modality, pixels)
-            except (OSError, soundfile.LibsndfileError) as e: raise CorpusError(f'{root}/{p}: cannot be read ({e}); run `vfassoc prepare --check full`, which leaves such files out') from None
-            if at % 2: f.write(b'\0'); at += 1 # samples begin at even places
+            except (OSError, soundfile.LibsndfileError) as e:
+                raise CorpusError(f'{root}/{p}: cannot be read ({e}); run `vfassoc prepare --check full`, which leaves '
+                                  'such files out') from None
+            if at % 2:
+                f.write(b'\0')
+                at += 1 # samples begin at even places
             f.write(data)
-            offset.append(at); length.append(len(data)); kind.append(k); at += len(data)
+            offset.append(at)
+            length.append(len(data))
+            kind.append(k)
+            at += len(data)
             digest += [xxhash.xxh3_64_intdigest(data[i:i + PIECE]) for i in range(0, len(data), PIECE)]
     with atomic_path(path.with_suffix('.npz')) as tmp:
-        with open(tmp, 'wb') as f: np.savez(f, offset=np.array(offset, np.int64), length=np.array(length, np.int64), kind=np.array(kind, np.uint8), digest=np.array(digest, np.uint64))
+        with open(tmp, 'wb') as f:
+            np.savez(f, offset=np.array(offset, np.int64), length=np.array(length, np.int64),
+                     kind=np.array(kind, np.uint8), digest=np.array(digest, np.uint64))
     return len(paths)
 
 def _plan(manifest, cfg):
     "(modality, number, rows, bytes) of every shard."
-    size = {m: np.array([os.path.getsize(f'{manifest.root}/{p}') for p in manifest.table.path[manifest.table.modality == m]]) for m in _MODALITIES}
+    size = {m: np.array([os.path.getsize(f'{manifest.root}/{p}')
+                         for p in manifest.table.path[manifest.table.modality == m]]) for m in _MODALITIES}
     if cfg.pixels: size['face'][:] = 3*cfg.pixels**2
     for m in _MODALITIES:
         rows = np.flatnonzero((manifest.table.modality == m).to_numpy())
@@ -214,27 +234,37 @@ def pack(
     quiet:bool=False, # no progress bar
 ) -> Path: # the folder
     "Pack all usable media; goes on where it was stopped. `CorpusError`, `RunError`: packed already, not enough room, a broken file, another corpus's unfinished packing."
-    order = hashlib.sha256('\0'.join([manifest.report.get('listing', ''), *manifest.table.path]).encode()).hexdigest() # who is whose decides the order
-    out, about = Path(out).expanduser().absolute(), dict(schema=2, hash=manifest.hash, order=order, pixels=cfg.pixels, shard_mb=cfg.shard_mb)
+    # who is whose decides the order
+    order = hashlib.sha256('\0'.join([manifest.report.get('listing', ''), *manifest.table.path]).encode()).hexdigest()
+    out, about = Path(out).expanduser().absolute(), dict(schema=2, hash=manifest.hash, order=order, pixels=cfg.pixels,
+                                                         shard_mb=cfg.shard_mb)
     if is_packed(manifest.root): raise CorpusError(f'{manifest.root}: is packed already; pack the tree it came from')
     if is_packed(out): raise RunError(f'{out}: holds a packed corpus already; delete it, or choose another name')
-    if out == manifest.root or (out/'wav').exists(): raise RunError(f'{out}: is a tree of media; pack into a folder of its own')
+    if out == manifest.root or (out/'wav').exists():
+        raise RunError(f'{out}: is a tree of media; pack into a folder of its own')
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise RunError(f'{out}: cannot be made a folder ({e.strerror}); choose another name') from None
     begun = out/'packing.json'
     if begun.is_file() and read_json(begun) != about:
-        raise RunError(f'{out}: holds another packing that was not finished ({begun.name}); delete the folder, or choose another name')
+        raise RunError(f'{out}: holds another packing that was not finished ({begun.name}); delete the folder, or '
+                       'choose another name')
     if not begun.is_file() and occupied(out): raise RunError(f'{out}: is not empty; choose a new folder')
     shards = list(_plan(manifest, cfg))
     todo = [s for s in shards if not _shard(out, *s[:2]).with_suffix('.npz').is_file()]
     paths = manifest.table.path.to_numpy()
-    if (left := sum(n for *_, n in todo)) > (free := shutil.disk_usage(out).free): raise RunError(f'{out}: {left/1e9:.1f} GB are to be written, {free/1e9:.1f} GB are free; make room, or pack elsewhere')
+    if (left := sum(n for *_, n in todo)) > (free := shutil.disk_usage(out).free):
+        raise RunError(f'{out}: {left/1e9:.1f} GB are to be written, {free/1e9:.1f} GB are free; make room, or pack '
+                       'elsewhere')
     write_json(begun, about)
     run = Parallel(n_jobs=max(1, workers) if len(todo) > 1 else 1, return_as='generator_unordered')
-    with progress(total=len(paths), initial=len(paths) - sum(len(rows) for *_, rows, _ in todo), desc=f'pack {manifest.root.name}', unit='file', disable=quiet) as bar:
-        for n in run(delayed(_fill)(manifest.root, out, m, k, paths[rows].tolist(), cfg.pixels) for m, k, rows, _ in todo): bar.update(n)
+    with progress(total=len(paths), initial=len(paths) - sum(len(rows) for *_, rows, _ in todo),
+                  desc=f'pack {manifest.root.name}', unit='file', disable=quiet) as bar:
+        for n in run(delayed(_fill)(manifest.root, out, m, k, paths[rows].tolist(), cfg.pixels)
+                     for m, k, rows, _ in todo):
+            bar.update(n)
     n = len(paths)
-    index = dict(shard=np.zeros(n, np.int32), offset=np.zeros(n, np.int64), length=np.zeros(n, np.int64), kind=np.zeros(n, np.uint8))
+    index = dict(shard=np.zeros(n, np.int32), offset=np.zeros(n, np.int64), length=np.zeros(n, np.int64),
+                 kind=np.zeros(n, np.uint8))
     digests = []
     for m, k, rows, _ in shards:
         with np.load(_shard(out, m, k).with_suffix('.npz'), allow_pickle=False) as part:
@@ -243,14 +273,17 @@ def pack(
             digests.append((rows, part['digest']))
     pieces = -(-index['length']//PIECE)
     first, index['digest'] = pieces.cumsum() - pieces, np.zeros(pieces.sum(), np.uint64)
-    for rows, part in digests: index['digest'][np.repeat(first[rows] - (pieces[rows].cumsum() - pieces[rows]), pieces[rows]) + np.arange(len(part))] = part
+    for rows, part in digests:
+        index['digest'][np.repeat(first[rows] - (pieces[rows].cumsum() - pieces[rows]), pieces[rows]) +
+                        np.arange(len(part))] = part
     with atomic_path(out/'index.npz') as tmp, open(tmp, 'wb') as f: np.savez(f, **index)
     for name in _TEXTS:
         if (manifest.root/name).is_file(): shutil.copyfile(manifest.root/name, out/name)
     save_manifest(Manifest(out, manifest.table, manifest.report, manifest.hash), out/'manifest.parquet')
     samples = bool((index['kind'][(manifest.table.modality == 'voice').to_numpy()] == SAMPLES).all())
     shard_bytes = {_shard(out, m, k).name: _shard(out, m, k).stat().st_size for m, k, *_ in shards}
-    write_json(out/PACK, seal(dict(about, files=n, samples=samples, shards=shard_bytes, contents={k: _of_file(out/k) for k in _COVERED})))
+    write_json(out/PACK, seal(dict(about, files=n, samples=samples, shards=shard_bytes,
+                                   contents={k: _of_file(out/k) for k in _COVERED})))
     for m, k, *_ in shards: _shard(out, m, k).with_suffix('.npz').unlink()
     begun.unlink()
     return out
@@ -267,16 +300,27 @@ def load_pack(
     try: about = read_json(root/PACK)
     except RunError as e: raise CorpusError(str(e)) from None
     again = 'copy the packed corpus again, or pack it again'
-    if isinstance(about, dict) and isinstance(version := about.get('schema'), int) and version not in (1, 2): raise CorpusError(f'{root/PACK}: schema {version}, this program reads 1 and 2; update vfassoc, or pack the corpus again')
-    if isinstance(about, dict): about = unseal(about, None, str(root/PACK), again, CorpusError) if is_sealed(about) or about.get('schema') != 2 else None
-    fit = isinstance(about, dict) and about.get('schema') in (1, 2) and isinstance(about.get('contents', {}), dict) and isinstance(about.get('shards'), dict) and isinstance(about.get('hash'), str) and isinstance(about.get('pixels'), int)
-    if not fit or not all(isinstance(n, int) and re.fullmatch(r'(voice|face)-\d{4,}\.bin', name) for name, n in about['shards'].items()): raise CorpusError(f'{root/PACK}: damaged; {again}')
+    if isinstance(about, dict) and isinstance(version := about.get('schema'), int) and version not in (1, 2):
+        raise CorpusError(f'{root/PACK}: schema {version}, this program reads 1 and 2; update vfassoc, or pack the '
+                          'corpus again')
+    if isinstance(about, dict):
+        about = unseal(about, None, str(root/PACK), again,
+                       CorpusError) if is_sealed(about) or about.get('schema') != 2 else None
+    fit = isinstance(about, dict) and about.get('schema') in (1, 2) and isinstance(about.get('contents', {}),
+                                                                                   dict) and isinstance(
+                                                                                       about.get(
+                                                                                           'shards'), dict) and isinstance(about.get('hash'), str) and isinstance(about.get('pixels'), int)
+    if not fit or not all(isinstance(n, int) and re.fullmatch(r'(voice|face)-\d{4,}\.bin', name)
+                          for name, n in about['shards'].items()):
+        raise CorpusError(f'{root/PACK}: damaged; {again}')
     for name, size in about['shards'].items():
         if (root/name).is_symlink(): raise CorpusError(f'{root/name}: is a link; a packed corpus holds its own shards')
         there = (root/name).stat().st_size if (root/name).is_file() else None
-        if there != size: raise CorpusError(f'{root/name}: {"missing" if there is None else f"{there:,} of {size:,} bytes"}; {again}')
+        if there != size:
+            raise CorpusError(f'{root/name}: {"missing" if there is None else f"{there:,} of {size:,} bytes"}; {again}')
     for name, digest in about.get('contents', {}).items():
-        if name not in _COVERED or not (root/name).is_file() or _of_file(root/name) != digest: raise CorpusError(f'{root/name}: missing or damaged (its digest has changed); {again}')
+        if name not in _COVERED or not (root/name).is_file() or _of_file(root/name) != digest:
+            raise CorpusError(f'{root/name}: missing or damaged (its digest has changed); {again}')
     m = load_manifest(root/'manifest.parquet', root)
     if m.hash != about['hash']: raise CorpusError(f'{root}: manifest and {PACK} are of two corpora; pack it again')
     _check_index(root, m, about, again)
@@ -295,7 +339,11 @@ def _check_index(root, m, about, again):
     ok = all(x.shape == (len(m.table),) and x.dtype.kind in 'iu' for x in (shard, offset, length, kind))
     ok = ok and (digest is None or digest.dtype == np.uint64 and digest.shape == ((-(-length//PIECE)).sum(),))
     if ok:
-        room = pd.Series(m.table.modality.to_numpy() + '-' + pd.Series(shard).astype(str).str.zfill(4).to_numpy()).map(size).to_numpy()
-        ok = bool(((offset >= 0) & (length > 0) & (offset + length <= room) & (kind <= PIXELS)).all()) and bool((length[kind == SAMPLES] % 2 == 0).all() and (offset[kind == SAMPLES] % 2 == 0).all()) \
-            and bool((length[kind == PIXELS] == 3*about['pixels']**2).all()) and (about.get('samples') is not True or bool((kind[(m.table.modality == 'voice').to_numpy()] == SAMPLES).all()))
+        room = pd.Series(m.table.modality.to_numpy() + '-' +
+                         pd.Series(shard).astype(str).str.zfill(4).to_numpy()).map(size).to_numpy()
+        ok = bool(((offset >= 0) & (length > 0) & (offset + length <= room) & (kind <= PIXELS)).all()) and bool(
+            (length[kind == SAMPLES] % 2 == 0).all() and (offset[kind == SAMPLES] % 2 == 0).all()) \
+            and bool((length[kind == PIXELS] == 3*about['pixels']**2).all()) and (about.get('samples') is not True
+                                                                                  or bool(
+                                                                                      (kind[(m.table.modality == 'voice').to_numpy()] == SAMPLES).all()))
     if not ok: raise CorpusError(f'{where}: does not fit the shards beside it; {again}')

@@ -22,12 +22,13 @@ from .manifest import Manifest
 # %% ../../nbs/01_corpus/07_source.ipynb #ce163cd1
 @dataclass(frozen=True)
 class DataConfig:
-    "What of the media enters the model."
+    "Crops, image size and low-shot setting of a recipe, or the feature file that replaces the media."
     seconds:float = 5.0 # of sound in a crop
     size:int = 224 # side of a face, pixels
     flip:bool = True # mirror half of the training faces
     shots:int = 0 # labelled videos of each training identity, drawn by the seed; 0 = all. Only for methods with labels
-    features:str = '' # a file of cached features (under `data` in settings.ini, or a path) instead of the media; '' = the media
+    # a file of cached features (under `data` in settings.ini, or a path) instead of the media; '' = the media
+    features:str = ''
 
     def __post_init__(self):
         require(self.shots >= 0, 'data', 'shots', self.shots, '0 (all) or more')
@@ -38,13 +39,13 @@ def features_path(
     name:str, # a file under `settings.data`, or a path
     settings:Settings, # where corpora are
 ) -> Path:
-    "Where a file of features is."
+    "Return the path of a feature file."
     p = user_path(name, 'features')
     return p if p.is_absolute() or p.is_file() else settings.data/p
 
 # %% ../../nbs/01_corpus/07_source.ipynb #734d44e7
 class Source:
-    "The media of a corpus as a recipe wants them. `CorpusError` if the features cannot be read."
+    "The media or the features of a corpus, as a recipe configures them. Raises `CorpusError` for unreadable features."
     def __init__(self,
         manifest:Manifest, # a checked corpus
         data:DataConfig, # crops and sizes, or which features
@@ -55,16 +56,16 @@ class Source:
 
     @property
     def met(self) -> set[str]:
-        "People whom the encoder of the cached features has met, as far as the file says."
+        "Return the training identities of the encoder of the features, if the file names them."
         return set(self.features.about.get('identities', ())) if self.features else set()
 
     def pairs(self,
         split:str='train', # train, valid, seen or test
         seed:int=0, # of the choices
-        augment:bool=True, # random clip, crop, frame and flip; else the fixed ones
+        augment:bool=True, # random clip, crop, frame and flip; False: fixed ones
         shots:int=0, # videos of each identity; 0 = all
     ) -> PairDataset|FeaturePairs: # with `videos` and a length
-        "A voice and a face of each video of a split."
+        "Return the dataset with a voice and a face of each video of a split."
         d = self.data
         if self.features: return FeaturePairs(self.manifest, self.features, split, seed, augment, shots)
         return PairDataset(self.manifest, split, d.seconds, d.size, seed, augment, d.flip, shots)
@@ -73,7 +74,7 @@ class Source:
         pairs:PairDataset|FeaturePairs, # from `pairs`
         plan:DistributedBatchSampler|list, # batches of (epoch, row)
     ) -> Iterable: # of (voice, face, idx)
-        "Batches of pairs."
+        "Return batches of pairs."
         return pair_batches(pairs, plan, self.workers)
 
     def media(self,
@@ -82,8 +83,10 @@ class Source:
         batch_size:int=128, # at once
         share:tuple[int, int]=(0, 1), # process and number of processes: only this one's part
         start:int=0, # the first row, for files
-    ) -> Iterable[tuple[Tensor, Tensor]]: # rows (b,) of `manifest.media(modality, split)`; what a model encodes (b, ...)
-        "Every usable file of a modality, or its vector."
-        if self.features: return media_features(self.features, self.manifest, modality, split, max(4096, batch_size), share)
+    ) -> Iterable[tuple[Tensor, Tensor]]: # rows (b,) of `manifest.media(modality, split)`; the encoder's input (b, ...)
+        "Return batches of every usable file of a modality, or of its vectors."
+        if self.features:
+            return media_features(self.features, self.manifest, modality, split, max(4096, batch_size), share)
         files = MediaDataset(self.manifest, modality, split, self.data.seconds, self.data.size)
-        return media_loader(files if share[1] == 1 and not start else Subset(files, range(start + share[0], len(files), share[1])), batch_size, self.workers)
+        return media_loader(files if share[1] == 1 and not start
+                            else Subset(files, range(start + share[0], len(files), share[1])), batch_size, self.workers)

@@ -187,9 +187,12 @@ def _finished(root, cfg):
             raise CorpusError(f'{root}: holds a synthetic corpus with {key} = {have.get(key)!r}, '
                               f'not {want.get(key)!r}; choose another folder or delete this one')
         return path.parent == root
-    if root.exists() and not root.is_dir(): raise CorpusError(f'{root}: the corpus cannot be written (is a file); choose another folder')
-    if found := [k for k in occupied(root) if k != UNFINISHED or occupied(root/k)]: # killed before it could say what it is: an empty one
-        raise CorpusError(f'{root}: is not empty, and nothing in it says that this program drew it ({found[0]}); choose another folder')
+    if root.exists() and not root.is_dir():
+        raise CorpusError(f'{root}: the corpus cannot be written (is a file); choose another folder')
+    # killed before it could say what it is: an empty one
+    if found := [k for k in occupied(root) if k != UNFINISHED or occupied(root/k)]:
+        raise CorpusError(f'{root}: is not empty, and nothing in it says that this program drew it ({found[0]}); '
+                          'choose another folder')
     return False
 
 def _write_tables(root, truth):
@@ -274,7 +277,8 @@ def read_truth(
         t = pd.read_csv(path, dtype=str, keep_default_na=False)
         if gone := [k for k in (*words, 'coupling', 'session', *VOICE_COLUMNS, *FACE_COLUMNS) if k not in t]:
             raise CorpusError(f'{path}: has no column {gone[0]!r}; write the corpus again')
-        if not len(t) or t['video'].duplicated().any(): raise CorpusError(f'{path}: {len(t)} rows, {t["video"].nunique()} videos; write the corpus again')
+        if not len(t) or t['video'].duplicated().any():
+            raise CorpusError(f'{path}: {len(t)} rows, {t["video"].nunique()} videos; write the corpus again')
         return t.astype({k: float for k in t if k not in words})
     except (ValueError, UnicodeDecodeError) as e:
         why = ' '.join(str(e).split())

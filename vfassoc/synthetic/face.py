@@ -56,7 +56,8 @@ def face_of(
 ) -> Face: # what they mean to the eye
     "From standardised latents to shapes and colours; exponentials and sigmoids keep every value possible."
     z = dict(zip(FACE, np.clip(z, -5, 5).tolist()))
-    e = lambda name, scale: float(np.exp(scale*z[name]))
+    def e(name, scale):
+        return float(np.exp(scale*z[name]))
     grey = _unit(2.2*z['grey'] - 3)
     colour = _ramp(HAIR, _unit(.9*z['dark']))
     red = float(np.clip(.16*z['red'], 0, .5))*(1 - _unit(2*z['dark'] - 3))
@@ -89,7 +90,8 @@ class Scene:
     occluder:tuple[float,...]|None # x, y, half-width, half-height, angle, stripes, phase of what blocks the face
 
 def _stretch(x, size): # (..., h, w) -> (..., size, size), linear between the samples
-    hats = lambda n: np.maximum(0, 1 - np.abs(np.linspace(0, n - 1, size)[:, None] - np.arange(n))).astype('f4')
+    def hats(n):
+        return np.maximum(0, 1 - np.abs(np.linspace(0, n - 1, size)[:, None] - np.arange(n))).astype('f4')
     return hats(x.shape[-2])@x@hats(x.shape[-1]).T
 
 def _colours(rng, n): # (n, 3) muted colours: a grey and a little hue

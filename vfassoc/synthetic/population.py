@@ -85,7 +85,8 @@ class PopulationModel:
     def covariances(self):
         "Given sex and nationality: covariance of voice (11, 11), of face (22, 22), and between them (11, 22)."
         (_, lv, ov, sv), (_, lf, of, sf) = self.voice, self.face
-        own = lambda o, s: np.diag(o**2 + (self.session*s)**2)
+        def own(o, s):
+            return np.diag(o**2 + (self.session*s)**2)
         return lv@lv.T + own(ov, sv), lf@lf.T + own(of, sf), self.coupling*lv@lf.T
 
     def person(
@@ -165,7 +166,8 @@ class Oracle:
         tilt = self.pvf@self.mean_f.T # (k, d)
         a = nv + _quadratic(v, self.mean_v, self.pv) + v@tilt - (self.mean_v*tilt.T).sum(1) - np.log(len(self.mean_v))
         b = nf + _quadratic(f, self.mean_f, self.pf) + f@self.pvf.T@self.mean_v.T
-        within = lambda x, g: np.logaddexp.reduce(x[:, g], axis=1) - .5*np.log(g.sum()*len(g)) # half of it on each side
+        def within(x, g):
+            return np.logaddexp.reduce(x[:, g], axis=1) - .5*np.log(g.sum()*len(g)) # half of it on each side
         return a, b, *(np.stack([within(x, g) for g in self.groups], 1) for x in (nv, nf))
 
     def block(self,

@@ -146,7 +146,8 @@ def speak(
     t = round(seconds*FS)
     frames = -(-t//HOP)
     p = plan(voice, frames, rng)
-    fine = lambda track: np.interp(np.arange(frames*HOP)/HOP - .5, np.arange(frames), track)
+    def fine(track):
+        return np.interp(np.arange(frames*HOP)/HOP - .5, np.arange(frames), track)
     x = tract(glottis(fine(p['f0']), voice, rng)*fine(p['level']), p['formants'])[:t]
     return x/(x.std() + 1e-12)
 

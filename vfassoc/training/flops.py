@@ -34,7 +34,8 @@ class CorpusSize:
     hours:float = 0. # of sound, all splits
     all_faces:int = 0 # all splits
 
-CMPC_SPLIT = CorpusSize(16_249, 110_281, 881_000, 351.6, 1_184_811) # 901 people; faces in proportion to FAA's, of whose 1,225 people are all faces
+# 901 people; faces in proportion to FAA's, of whose 1,225 people are all faces
+CMPC_SPLIT = CorpusSize(16_249, 110_281, 881_000, 351.6, 1_184_811)
 FAA_SPLIT = CorpusSize(16_650, 113_322, 905_530, 351.6, 1_184_811) # 924 people
 
 def cost(
@@ -55,20 +56,25 @@ def cost(
     def step(): method(voice, face, torch.arange(b))[0].mean().backward()
     pair = operations(step)/b
     model.eval()
-    with torch.no_grad(): one = [operations(lambda: f(x))/b for f, x in ((model.encode_voice, voice), (model.encode_face, face))]
+    with torch.no_grad():
+        one = [operations(lambda: f(x))/b for f, x in ((model.encode_voice, voice), (model.encode_face, face))]
     cfg, epochs = method_config(recipe.method), -(-recipe.train.samples//corpus.videos)
-    ks = getattr(cfg, 'ks', None) or ((cfg.n_clusters if cfg.clusters == 'fixed' else corpus.videos//2,) if hasattr(cfg, 'clusters') else ())
+    ks = getattr(cfg, 'ks', None) or ((cfg.n_clusters if cfg.clusters == 'fixed' else corpus.videos//2,)
+                                      if hasattr(cfg, 'clusters') else ())
     width = 2*m.dim if hasattr(cfg, 'clusters') else m.dim # FAA clusters voice and face together, CMPC each of them
     means = sum(2*corpus.videos*k*width*iterations for k in ks)*(1 if hasattr(cfg, 'clusters') else 2)
     embed = corpus.clips*one[0] + corpus.faces*one[1] if hasattr(cfg, 'clusters') else 0.
     total = recipe.train.samples*pair + epochs*(means + embed)
     n = sum(p.numel() for p in method.parameters())
-    return {'samples': recipe.train.samples, 'epochs': epochs, 'parameters (M)': round(n/1e6, 1), 'GFLOP per pair': round(pair/1e9, 2), 'training (PFLOP)': round(recipe.train.samples*pair/1e15, 2),
-            'clustering (PFLOP)': round(epochs*(means + embed)/1e15, 2), f'hours at {tera:g} TFLOP/s': round(total/tera/3.6e15, 2), 'checkpoint (GB)': round(3*4*n/1e9, 2)}
+    return {'samples': recipe.train.samples, 'epochs': epochs, 'parameters (M)': round(n/1e6, 1),
+            'GFLOP per pair': round(pair/1e9, 2), 'training (PFLOP)': round(recipe.train.samples*pair/1e15, 2),
+            'clustering (PFLOP)': round(epochs*(means + embed)/1e15, 2),
+            f'hours at {tera:g} TFLOP/s': round(total/tera/3.6e15, 2), 'checkpoint (GB)': round(3*4*n/1e9, 2)}
 
 def disk(
     corpus:CorpusSize, # whose media
     size:int=224, # side of a face in pixels
 ) -> dict[str, float]: # GB
     "Room for the media: sound as 16-bit samples, faces as decoded pixels (as JPEG they take what they take: some 10 to 20 times less)."
-    return {'sound (GB)': round(corpus.hours*3600*16000*2/1e9, 1), f'faces as pixels of {size} (GB)': round(corpus.all_faces*3*size**2/1e9, 1)}
+    return {'sound (GB)': round(corpus.hours*3600*16000*2/1e9, 1),
+            f'faces as pixels of {size} (GB)': round(corpus.all_faces*3*size**2/1e9, 1)}
