@@ -16,8 +16,6 @@ from vfassoc.corpus.manifest import load_manifest, save_manifest, scan
 from vfassoc.corpus.packed import load_pack, open_media, pack
 from vfassoc.integrity import new_array, old_array, reserve
 from vfassoc.methods.registry import build_method
-from vfassoc.models.all_pairs import score_all
-from vfassoc.models.fusion import FusionConfig, FusionEncoder
 from vfassoc.models.two_tower import ModelConfig, VoiceFaceModel
 from vfassoc.synthetic.corpus import SynthConfig, draw_truth, synthetic_seed, read_truth
 from vfassoc.training.checkpoint import FitState, load_checkpoint, load_tensors, save_checkpoint, save_tensors
@@ -327,16 +325,6 @@ def test_a_sparse_part_of_an_earlier_version_is_filled(tmp_path):
                                                                                     (5, None)) is None
     (tmp_path/'x.npy').write_bytes(b'damaged')
     assert old_array(tmp_path/'x.npy', np.float32, (1 << 16, None)) is None
-
-
-def test_fused_scores_on_a_full_disk_are_one_line(small_disk):
-    model = FusionEncoder(FusionConfig(dim=8, layers=1, heads=2, inner=8)).eval()
-    with pytest.raises(RunError) as e:
-        score_all(model, torch.randn(600, 8), torch.randn(600, 8), out=small_disk/'s.npy', quiet=True)
-    one_line(e, small_disk, 'bytes', 'free')
-    assert not [p for p in small_disk.iterdir() if p.suffix in ('.npy', '.part')]
-    assert score_all(model, torch.randn(60, 8), torch.randn(60, 8), out=small_disk/'t.npy',
-                     quiet=True).shape == (60, 60)
 
 
 def test_a_file_that_grows_is_put_back(tmp_path):
