@@ -379,11 +379,11 @@ MUTANTS = [
            'F.normalize(weight.float(), dim=1).T', 'weight.float().T',
            'test_an_identity_has_a_direction_and_both_modalities_are_classified'),
     Mutant('identity', 'faces are not classified',
-           ' + identity_loss(f, self.weight if self.cfg.shared else self.face_weight, y, self.cfg.tau)', '',
+           ' + identity_loss(f, face_weight, y, self.cfg.tau)', '',
            'test_an_identity_has_a_direction_and_both_modalities_are_classified'),
 
     Mutant('older', 'PINs: as hard in all epochs',
-           'pins_hardness(epoch, self.cfg.start', 'pins_hardness(0, self.cfg.start',
+           'pins_hardness(epoch, cfg.start', 'pins_hardness(0, cfg.start',
            'test_the_curriculum_of_pins_grows'),
 
     Mutant('training', 'weight decay lost',

@@ -20,6 +20,7 @@ class Method(nn.Module):
     "A model, the state a method keeps between batches, and its loss per row."
     intra_modal = False # True: voices and faces are not comparable; validation scores pairs within each modality
     supervised = False # True: built with `identity`, the training videos' identities
+    config_class:type = None # its configuration, a frozen dataclass: the fields that a recipe may set
 
     def __init__(self,
         model:VoiceFaceModel, # both encoders and their projections
@@ -95,6 +96,7 @@ class CIDConfig:
 @register_method('cid')
 class CID(Method):
     "Cross-modal instance discrimination: eq. (1) of CMPC in both directions. The baseline, and CMPC's warm-up."
+    config_class = CIDConfig
     def __init__(self, model:VoiceFaceModel, cfg:CIDConfig, n:int, corpus:str=''):
         super().__init__(model)
         self.cfg = cfg

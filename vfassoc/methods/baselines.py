@@ -27,6 +27,7 @@ class KimConfig:
 @register_method('kim')
 class Kim(Method):
     "Kim et al. 2018, *On Learning Associations of Faces and Voices*: triplets in both directions."
+    config_class = KimConfig
     def __init__(self, model:VoiceFaceModel, cfg:KimConfig, n:int, corpus:str=''):
         super().__init__(model)
         self.cfg = cfg
@@ -50,6 +51,7 @@ class PINsConfig:
 @register_method('pins')
 class PINs(Method):
     "Nagrani et al. 2018, *Learnable PINs*: contrastive pairs with one negative each, from easy to hard."
+    config_class = PINsConfig
     def __init__(self, model:VoiceFaceModel, cfg:PINsConfig, n:int, corpus:str=''):
         super().__init__(model)
         self.cfg, self.hardness = cfg, cfg.start

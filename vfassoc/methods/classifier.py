@@ -35,6 +35,7 @@ class DIMNetIConfig:
 @register_method('identity')
 class DIMNetI(Method):
     "DIMNet-I (Wen et al. 2019) on the unit sphere: one classifier for voices and faces."
+    config_class = DIMNetIConfig
     supervised = True
 
     def __init__(self, model:VoiceFaceModel, cfg:DIMNetIConfig, n:int, corpus:str='', identity:Sequence[str]=()):
