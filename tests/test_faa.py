@@ -26,7 +26,7 @@ from vfassoc.models.inception import InceptionResnetV1
 from vfassoc.synthetic.corpus import SynthConfig, write_corpus
 from vfassoc.training.extract import make_features
 from vfassoc.training.recipes import load_recipe
-from vfassoc.training.run import load_fusion, load_model, open_corpus, train
+from vfassoc.training.run import load_run, open_corpus, train
 
 FUSION = dict(dim=8, layers=2, heads=2, inner=16)
 CHANGES = {'corpus': 'tiny', 'data.features': 'tiny.npz', 'model.dim': 8, 'model.voice_dim': 8, 'model.face_dim': 8, 'method.fusion': FUSION, 'method.min_clusters': 6, 'method.patience': 1,
@@ -83,11 +83,11 @@ def test_compare(grid, tmp_path):
 
 def test_the_fused_scores_in_the_run_folder_are_those_of_the_encoder(grid):
     path = grid/'runs/g/faa/seed0'
-    emb, fusion = load_embeddings(RunFolder(path)), load_fusion(path)
+    emb, fusion = load_embeddings(RunFolder(path)), load_run(path).pair_scorer
     every = score_all(fusion, torch.from_numpy(emb.voice), torch.from_numpy(emb.face), quiet=True)
     trials = pd.read_parquet(path/'trials.parquet')
     assert np.allclose(1/(1 + np.exp(-trials.score)), every[trials.voice, trials.face], atol=1e-5)
-    assert load_fusion(grid/'runs/g/multi-similarity/seed0') is None
+    assert load_run(grid/'runs/g/multi-similarity/seed0').pair_scorer is None
     by = pd.DataFrame(read_json(path/'metrics.json')['scores'])
     assert set(by.by) == {'fused', 'cosine', 'shortlist 2', 'shortlist 5'}
 
@@ -180,7 +180,7 @@ def test_the_papers_encoders_end_to_end_from_weights_that_may_go_afterwards(grid
     assert train(recipe, tmp_path/'run', here(grid), quiet=True).finished
     start = torch.load(voice, weights_only=True)
     for p in (voice, face): p.unlink()
-    model, _, _ = load_model(tmp_path/'run')
+    model = load_run(tmp_path/'run').model
     assert torch.allclose(model.voice.encoder.net.fc.conv.weight, start['fc.conv.weight'], atol=1e-4) # it started from the file
     assert set(evaluate_run(tmp_path/'run', here(grid), PROTOCOL).table.by) == {'fused', 'cosine', 'shortlist 2', 'shortlist 5'}
     with pytest.raises(RunError, match='no such weights'): train(recipe, tmp_path/'again', here(grid), quiet=True)

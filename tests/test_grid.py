@@ -11,7 +11,7 @@ from vfassoc.experiments.sweeps import grid_runs, run_grid
 from vfassoc.methods.registry import METHODS
 from vfassoc.training.checkpoint import load_tensors, save_tensors
 from vfassoc.training.recipes import load_recipe
-from vfassoc.training.run import load_model, open_corpus, train
+from vfassoc.training.run import load_run, open_corpus, train
 
 quiet = dict(jobs=1, say=lambda line: None)
 
@@ -98,7 +98,7 @@ def test_low_shots_start_from_the_other_run_and_remember_whom_it_met(cmpc_grid):
     m = open_corpus('tiny', s)
     recipe = read_json(root/'cmpc-2-shots/seed0/config.json')
     assert recipe['start'] == str((root/'cmpc/seed0').resolve()) and recipe['data']['shots'] == 2
-    _, _, about = load_model(root/'cmpc-2-shots/seed0')
+    about = load_run(root/'cmpc-2-shots/seed0').about
     assert set(about['identities']) == set(m.videos('train').identity) | set(m.videos('valid').identity)
     tensors, _ = load_tensors(root/'cmpc-2-shots/seed0/checkpoints/last.safetensors')
     assert tensors['method/target'].tolist() == sorted(list(range(12))*2), 'two videos of each of 12 people, in the order of the manifest'
@@ -109,7 +109,7 @@ def test_the_first_step_of_low_shot_learning_is_taken_from_the_started_weights(c
     d = cmpc_grid
     still = load_recipe('low-shot-demo', {**tiny().changes, 'start': str(d/'runs/g/cmpc/seed0'), 'data.shots': 1, 'train.lr': 1e-9, 'train.lr_start': 1e-9, 'train.lr_end': 1e-9})
     train(still, tmp_path/'r', here(d), quiet=True)
-    a, b = load_model(tmp_path/'r')[0], load_model(d/'runs/g/cmpc/seed0')[0]
+    a, b = load_run(tmp_path/'r').model, load_run(d/'runs/g/cmpc/seed0').model
     assert all((x - y).abs().max() < 1e-5 for x, y in zip(a.state_dict().values(), b.state_dict().values()))
 
 

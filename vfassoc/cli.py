@@ -128,11 +128,12 @@ def train(a, s):
 
 
 def cost(a, s):
-    from vfassoc.training.flops import CMPC_SPLIT, FAA_SPLIT, cost as count, disk
+    from vfassoc.methods.registry import method_class
+    from vfassoc.training.flops import SPLITS, cost as count, disk
     from vfassoc.training.recipes import load_recipe
     recipe = load_recipe(a.recipe, changes(a.set, 'cost'))
     require(0 < a.tera < 1e9, 'cost', 'tera', a.tera, 'above 0, below 1e9')
-    size = FAA_SPLIT if recipe.method['name'] == 'faa' else CMPC_SPLIT
+    size = SPLITS[method_class(recipe.method).paper_split]
     for k, x in {**count(recipe, size, a.tera), **disk(size, recipe.data.size)}.items(): print(f'{k:<28} {x:,}')
     print(f'for {size.videos:,} training videos of VoxCeleb1; counted, not timed')
 

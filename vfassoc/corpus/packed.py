@@ -20,7 +20,8 @@ import xxhash
 from joblib import Parallel, delayed
 from torch import Tensor
 
-from ..core import CorpusError, RunError, atomic_path, claims, occupied, progress, read_json, require, write_json
+from ..core import (MODALITIES, CorpusError, RunError, atomic_path, claims, occupied, progress, read_json,
+                          require, write_json)
 from .audio import SAMPLE_RATE, read_audio
 from .faces import read_face
 from .manifest import Manifest, load_manifest, save_manifest
@@ -30,7 +31,6 @@ from ..integrity import is_sealed, seal, unseal
 PACK = 'pack.json' # the file that makes a folder a packed corpus
 BYTES, SAMPLES, PIXELS = 0, 1, 2 # kinds of slices
 PIECE = 1 << 16 # bytes of a slice that one digest covers
-_MODALITIES = ('voice', 'face')
 _TEXTS = ('vox1_meta.csv', 'identity_splits.txt', 'truth.csv', 'synth.json') # what else belongs to a corpus
 
 def is_packed(
@@ -218,9 +218,9 @@ def _fill(root, out, modality, number, paths, pixels):
 def _plan(manifest, cfg):
     "(modality, number, rows, bytes) of every shard."
     size = {m: np.array([os.path.getsize(f'{manifest.root}/{p}')
-                         for p in manifest.table.path[manifest.table.modality == m]]) for m in _MODALITIES}
+                         for p in manifest.table.path[manifest.table.modality == m]]) for m in MODALITIES}
     if cfg.pixels: size['face'][:] = 3*cfg.pixels**2
-    for m in _MODALITIES:
+    for m in MODALITIES:
         rows = np.flatnonzero((manifest.table.modality == m).to_numpy())
         shard = (size[m].cumsum() - size[m])//(cfg.shard_mb << 20)
         for n in np.unique(shard): yield m, int(n), rows[shard == n], int(size[m][shard == n].sum())

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MOST', 'MIN_IDENTITIES', 'MAIN', 'assert_unseen', 'ProtocolConfig', 'assert_candidates', 'make_trials', 'Result',
-           'identities_of', 'evaluate', 'write_result', 'evaluate_fused']
+           'identities_of', 'evaluate', 'write_result', 'scorers_of', 'score_all_ways', 'evaluate_scorers']
 
 # %% ../../nbs/09_evaluation/05_protocol.ipynb #d4fca7c6
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +21,6 @@ from .metrics import matching_accuracy, auc, chance, eer, rank_gallery
 from .scorers import CosineScorer, Embeddings, FusedScorer, Scorer, ShortlistScorer
 from .trials import (DIRECTIONS, STRATA, Matching, Retrieval, Verification, matching, retrieval,
                                        same_video_share, verification)
-from ..models.fusion import FusionEncoder
 
 # %% ../../nbs/09_evaluation/05_protocol.ipynb #12500693
 def assert_unseen(
@@ -244,23 +244,59 @@ def write_result(
     write_json(run.metrics, dict(schema=1, scores=result.scores, notes=result.notes, protocol=result.protocol))
 
 # %% ../../nbs/09_evaluation/05_protocol.ipynb #b73d8c3a
-MAIN = 'fused' # the way of scoring that stands for the run
+MAIN = 'fused' # the way of scoring that stands for a run with a pair scorer
 
-def evaluate_fused(
-    fusion:FusionEncoder, # in eval mode
+def scorers_of(
+    run, # a `training.run.Run`: its `pair_scorer` is asked, None for the cosine alone
+    emb:Embeddings, # of the media to be scored
+    cfg:ProtocolConfig=ProtocolConfig(), # `shortlists` are lengths below the gallery
+    own:bool=False, # the vectors of `emb` may be made unit vectors in place, for half the memory
+    quiet:bool=False, # no progress bar
+) -> dict[str, Scorer]: # by name, the run's own way first
+    "The ways in which a run scores: by its pair scorer, by the cosine, by shortlists."
+    fused = FusedScorer(run.pair_scorer, emb, quiet=quiet) if run.pair_scorer else None
+    cosine = CosineScorer(emb, own)
+    if fused is None: return {'cosine': cosine}
+    return {MAIN: fused, 'cosine': cosine, **{f'shortlist {k}': ShortlistScorer(fused, cosine, k) for k in cfg.shortlists}}
+
+def _parts(scorer, lists, slow) -> list: # (scorer, some of the lists) to be scored together
+    "Which lists a way of scoring takes: a shortlist the galleries that are longer, one by one; others all, or all but the slow."
+    trials = lambda x: getattr(x, 'trials', x)
+    galleries = [x for x in lists if isinstance(trials(x), Retrieval)]
+    if isinstance(scorer, ShortlistScorer):
+        return [(scorer.for_direction(trials(x).direction), [x]) for x in galleries if len(trials(x)) and scorer.k < len(trials(x).gallery)]
+    some = [x for x in lists if x not in galleries] if slow else lists
+    return [(scorer, some)] if some else []
+
+def score_all_ways(
+    scorers:dict[str, Scorer], # from `scorers_of`
+    lists:list, # trials, or published lists of them
+    score:Callable, # (scorer, some of the lists, whether it is the run's own way) -> Result
+    affordable:bool=False, # leave out every pair of a gallery where a pair scorer would take hours: on a CPU, beyond its table
+) -> Result: # scores carry `by`, the name of the scorer; trials are those of the first
+    "Score lists in every way, and say in the notes what was left out."
+    if len(scorers) == 1: return score(next(iter(scorers.values())), lists, True)
+    heavy = affordable and (fused := scorers[MAIN]).table is None and not fused.v.is_cuda
+    found = {name: [score(s, some, name == MAIN) for s, some in _parts(scorer, lists, heavy and name == MAIN)] for name, scorer in scorers.items()}
+    scores = []
+    for name, results in found.items():
+        label = lambda by: by or name if name == MAIN else ', '.join(filter(None, [name, by]))
+        scores += [{**s, 'by': label(s.get('by'))} for r in results for s in r.scores]
+    whole, first = found['cosine'][0], next(r[0] for r in found.values() if r)
+    left = heavy and any(isinstance(getattr(x, 'trials', x), Retrieval) for x in lists)
+    notes = ['retrieval by the fused score of every pair is left out on a CPU at this size; shortlists are scored'] if left else []
+    return Result(scores, [*whole.notes, *notes], whole.protocol, first.trials)
+
+def evaluate_scorers(
+    scorers:dict[str, Scorer], # from `scorers_of`
     emb:Embeddings, # of the media to be evaluated
-    cfg:ProtocolConfig=ProtocolConfig(), # what is measured; `shortlists` are lengths below the gallery
-    oracle:Scorer|None=None, # whose scores are the ceiling
+    cfg:ProtocolConfig=ProtocolConfig(), # what is measured
+    oracle:Scorer|None=None, # whose scores are the ceiling of the run's own way
     trained_on=None, # people of the checkpoint's record
     quiet:bool=False, # no progress bars
-) -> Result: # scores carry `by`: fused, cosine, shortlist K; trials are the fused ones
-    "Score all lists by the fusion encoder, by the cosine, and the galleries by shortlists. Raises as `evaluate`."
-    fused, cosine = FusedScorer(fusion, emb, quiet=quiet), CosineScorer(emb)
-    lists = make_trials(emb.voices, emb.faces, cfg)
-    run = lambda scorer, some, ceiling=None: evaluate(scorer, emb.voices, emb.faces, cfg, ceiling, trained_on, some, quiet or len(some) == 1)
-    main = run(fused, lists, oracle)
-    scores = [{**s, 'by': MAIN} for s in main.scores] + [{**s, 'by': 'cosine'} for s in run(cosine, lists).scores]
-    for k in cfg.shortlists:
-        for t in lists:
-            if isinstance(t, Retrieval) and len(t) and k < len(t.gallery): scores += [{**s, 'by': f'shortlist {k}'} for s in run(ShortlistScorer(fused, cosine, k, t.direction), [t]).scores]
-    return Result(scores, main.notes, main.protocol, main.trials)
+) -> Result: # scores carry `by` where there are several ways: fused, cosine, shortlist K
+    "Draw the trials of a protocol and score them in every way. Raises as `evaluate`."
+    lists = make_trials(emb.voices, emb.faces, cfg) if len(scorers) > 1 else None
+    def score(scorer, some, main):
+        return evaluate(scorer, emb.voices, emb.faces, cfg, oracle if main else None, trained_on, some, quiet or bool(some) and len(some) == 1)
+    return score_all_ways(scorers, lists, score)

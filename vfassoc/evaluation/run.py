@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import (ConfigError, CorpusError, RunError, Settings, claims, from_dict, open_run, progress,
+from ..core import (ConfigError, CorpusError, RunError, Settings, claims, from_dict, progress,
                           read_json, read_table, require, to_dict)
 from ..corpus.layout import SPLITS
 from ..corpus.manifest import LONG, Manifest
 from ..corpus.source import Source
-from .protocol import (ProtocolConfig, Result, assert_candidates, evaluate, evaluate_fused,
+from .protocol import (ProtocolConfig, Result, assert_candidates, evaluate_scorers, scorers_of,
                                          write_result)
-from .scorers import CosineScorer, Embeddings, OracleScorer, save_embeddings
+from .scorers import Embeddings, OracleScorer, save_embeddings
 from ..models.embedding import encode_media, open_source
 from ..models.two_tower import VoiceFaceModel
 from ..synthetic.corpus import GENERATOR, read_truth
-from ..training.run import load_fusion, load_model, open_corpus, same_features
+from ..training.run import load_run, open_corpus, same_features
 
 # %% ../../nbs/09_evaluation/06_run.ipynb #e541ea9a
 def embed(
@@ -86,21 +86,22 @@ def evaluate_run(
     "Embed and score a run's best checkpoint; writes embeddings, trials and metrics into its folder. Raises `ConfigError`, `CorpusError`, `RunError`."
     cfg = from_dict(ProtocolConfig, changes or {}, 'evaluate')
     split = split_of(cfg.protocol, split)
-    model, recipe, about = load_model(path, settings.torch_device)
+    run = load_run(path, settings.torch_device)
+    recipe = run.recipe
     m = open_corpus(corpus or recipe.corpus, settings)
     if not len(m.videos(split)):
         number = next(str(k) for k,name in SPLITS.items() if name == split)
         raise RunError(f'{m.root}: no video of the {split} split has both voice and face; see `vfassoc prepare`, and mark people with {number} in identity_splits.txt')
     assert_candidates(cfg, len(m.identities(split))) # before minutes of embedding
     source = open_source(m, recipe.data, recipe.model, settings)
-    same_features(open_run(path), source)
-    emb, fusion = embed(model, source, split), load_fusion(path, settings.torch_device)
-    best, people = oracle_scorer(m, split), {*about['identities'], *source.met}
-    result = evaluate_fused(fusion, emb, cfg, best, people) if fusion else evaluate(CosineScorer(emb), emb.voices, emb.faces, cfg, best, people)
-    said, run = unheard(emb.voices, None if source.features else recipe.data.seconds), open_run(path)
+    same_features(run.folder, source)
+    emb = embed(run.model, source, split)
+    best, people = oracle_scorer(m, split), {*run.identities, *source.met}
+    result = evaluate_scorers(scorers_of(run, emb, cfg), emb, cfg, best, people)
+    said = unheard(emb.voices, None if source.features else recipe.data.seconds)
     for line in said: print(f'{run.path}: {line}', file=sys.stderr)
     result = replace(result, notes=[*result.notes, *said])
-    save_embeddings(run, emb)
-    write_result(run, result)
-    run.stamp(evaluated=dict(corpus=str(m.root), corpus_hash=m.hash, split=split, epoch=about['epoch'], protocol=to_dict(cfg)))
+    save_embeddings(run.folder, emb)
+    write_result(run.folder, result)
+    run.stamp(evaluated=dict(corpus=str(m.root), corpus_hash=m.hash, split=split, epoch=run.about['epoch'], protocol=to_dict(cfg)))
     return result

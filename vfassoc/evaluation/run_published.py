@@ -15,19 +15,18 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from ..core import (CorpusError, RunError, RunFolder, Settings, claims, from_dict, occupied, open_run, require,
+from ..core import (CorpusError, RunError, RunFolder, Settings, claims, from_dict, occupied, require,
                           rng_for, to_dict, write_json)
 from ..corpus.layout import normalize_name, read_metadata
 from ..corpus.manifest import Manifest
-from .protocol import ProtocolConfig, Result
+from .protocol import ProtocolConfig, Result, score_all_ways, scorers_of
 from .published import (PublishedList, assert_one_each, evaluate_lists, list_table, resolve_lists,
                                           used_media)
 from .run import embed, unheard
-from .scorers import CosineScorer, Embeddings, FusedScorer, ShortlistScorer
+from .scorers import CosineScorer, Embeddings
 from .trial_files import NamedList, read_lists
-from .trials import Retrieval
 from ..models.embedding import open_source
-from ..training.run import load_fusion, load_model, open_corpus, same_features
+from ..training.run import load_run, open_corpus, same_features
 
 # %% ../../nbs/09_evaluation/09_run_published.ipynb #b8278b5e
 def corpus_lists(
@@ -71,24 +70,11 @@ def _protocol(changes, where='evaluate'):
         if any(f.name == k for f in fields(ProtocolConfig)): require(k in OF_LISTS, f'{where} --lists', k, v, f'what the lists do not decide: {", ".join(OF_LISTS)}')
     return from_dict(ProtocolConfig, changes or {}, where)
 
-def _score(emb, lists, cfg, people, fusion=None, quiet=False):
+def _score(scorers, emb, lists, cfg, people, quiet=False):
     "The result on lists, by every way of scoring; notes on what was not done."
-    kw = dict(voices=emb.voices, faces=emb.faces, cfg=cfg, trained_on=people, quiet=quiet)
-    fused, cosine = FusedScorer(fusion, emb, quiet=quiet) if fusion else None, CosineScorer(emb, own=True)
-    if fusion is None: return evaluate_lists(cosine, lists, **kw)
-    heavy = fused.table is None and not fused.v.is_cuda
-    mine = [x for x in lists if not (heavy and isinstance(x.trials, Retrieval))]
-    main = evaluate_lists(fused, mine, **kw) if mine else None
-    second = evaluate_lists(cosine, lists, **kw)
-    both = lambda by, s: ', '.join(filter(None, [by, s.get('by')]))
-    scores = [{**s, 'by': s.get('by') or 'fused'} for s in main.scores] if main else []
-    scores += [{**s, 'by': both('cosine', s)} for s in second.scores]
-    for k in cfg.shortlists:
-        for x in lists:
-            if isinstance(x.trials, Retrieval) and k < len(x.trials.gallery):
-                scores += [{**s, 'by': both(f'shortlist {k}', s)} for s in evaluate_lists(ShortlistScorer(fused, cosine, k, x.trials.direction), [x], **{**kw, 'quiet': True}).scores]
-    notes = [*second.notes, *(['retrieval by the fused score of every pair is left out on a CPU at this size; shortlists are scored'] if heavy and len(mine) < len(lists) else [])]
-    return Result(scores, notes, second.protocol, (main or second).trials)
+    def score(scorer, some, main):
+        return evaluate_lists(scorer, some, emb.voices, emb.faces, cfg, people, quiet or len(some) == 1)
+    return score_all_ways(scorers, lists, score, affordable=True)
 
 @claims('path')
 def evaluate_on_lists(
@@ -101,22 +87,22 @@ def evaluate_on_lists(
 ) -> Result: # what `lists.json` holds
     "Embed and score what published lists name. `CorpusError`, and `RunError` if somebody in an unseen-unheard list was trained on."
     cfg = _protocol(changes)
-    model, recipe, about = load_model(path, settings.torch_device)
+    run = load_run(path, settings.torch_device)
+    recipe = run.recipe
     m = open_corpus(corpus or recipe.corpus, settings)
     lists, voices, faces, account, other = corpus_lists(folder, m, strict)
     assert_one_each(lists)
     part = m.only([*voices.path, *faces.path])
     source = open_source(part, recipe.data, recipe.model, settings)
-    same_features(open_run(path), source)
-    emb = embed(model, source, None)
+    same_features(run.folder, source)
+    emb = embed(run.model, source, None)
     assert emb.voices.path.tolist() == voices.path.tolist() and emb.faces.path.tolist() == faces.path.tolist()
-    result = _score(emb, lists, cfg, {*about['identities'], *source.met}, load_fusion(path, settings.torch_device))
-    run = open_run(path)
+    result = _score(scorers_of(run, emb, cfg, own=True), emb, lists, cfg, {*run.identities, *source.met})
     said = unheard(voices, None if source.features else recipe.data.seconds)
     for line in said: print(f'{run.path}: {line}', file=sys.stderr)
     result = _with_note(replace(result, notes=[*result.notes, *said]), other)
-    write_listed(run, result, account)
-    run.stamp(listed=dict(corpus=str(m.root), corpus_hash=m.hash, folder=str(Path(folder).absolute()), epoch=about['epoch'], protocol=to_dict(cfg)))
+    write_listed(run.folder, result, account)
+    run.stamp(listed=dict(corpus=str(m.root), corpus_hash=m.hash, folder=str(Path(folder).absolute()), epoch=run.about['epoch'], protocol=to_dict(cfg)))
     return result
 
 def _with_note(result, other):
@@ -173,7 +159,8 @@ def baseline_run(
     account = list_table(lists, voices, faces)
     del named # many strings, before many numbers
     vectors = (baseline_vectors(kind, t, dim, seed, m) for m, t in (('voice', voices), ('face', faces)))
-    result = _with_note(_score(Embeddings(*vectors, voices, faces), lists, cfg, [], quiet=quiet), other)
+    emb = Embeddings(*vectors, voices, faces)
+    result = _with_note(_score({'cosine': CosineScorer(emb, own=True)}, emb, lists, cfg, [], quiet=quiet), other)
     run.path.mkdir(parents=True, exist_ok=True)
     for file in ('config.json', 'baseline.json'): write_json(run.path/file, dict(name=BASELINES[kind], dim=dim, seed=seed))
     write_listed(run, result, account)

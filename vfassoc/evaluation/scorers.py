@@ -199,8 +199,8 @@ class FusedScorer:
         i, j = self.v_of[voice], self.f_of[face]
         if self.table is not None: return self.table[i, j]
         pair, at = np.unique(i*len(self.f) + j, return_inverse=True) # each pair once: equal ones must not differ by rounding
-        i, j, odds = pair//len(self.f), pair % len(self.f), self.v.new_tensor([-1., 1.])
-        parts = [self.fusion(self.v[i[k:k + 8192]], self.f[j[k:k + 8192]]).float() @ odds for k in range(0, len(i), 8192)]
+        i, j = pair//len(self.f), pair % len(self.f)
+        parts = [self.fusion.log_odds(self.v[i[k:k + 8192]], self.f[j[k:k + 8192]]) for k in range(0, len(i), 8192)]
         return torch.cat(parts).cpu().numpy()[at] if parts else np.zeros(0, np.float32)
 
     def block(self,
@@ -220,8 +220,14 @@ class ShortlistScorer:
         fused:FusedScorer, # who orders the shortlist
         cosine:CosineScorer, # who makes it
         k:int, # how long it is
-        direction:Literal['v2f', 'f2v'], # which side asks
+        direction:Literal['v2f', 'f2v']='v2f', # which side asks
     ): self.fused, self.cosine, self.k, self.direction = fused, cosine, k, direction
+
+    def for_direction(self,
+        direction:Literal['v2f', 'f2v'], # which side asks
+    ) -> 'ShortlistScorer':
+        "The same shortlist for probes of the other modality."
+        return ShortlistScorer(self.fused, self.cosine, self.k, direction)
 
     def pairs(self, voice, face): raise ScoreError('a shortlist needs a gallery: pairs have none; use the fused or the cosine scorer')
 

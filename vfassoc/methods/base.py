@@ -21,6 +21,9 @@ class Method(nn.Module):
     intra_modal = False # True: voices and faces are not comparable; validation scores pairs within each modality
     supervised = False # True: built with `identity`, the training videos' identities
     config_class:type = None # its configuration, a frozen dataclass: the fields that a recipe may set
+    embeds_training_set = False # True: the trainer sets `embed_training_set` before the first epoch
+    embed_training_set:Callable|None = None # () -> (n, 2 d): the training videos' vectors, faces and voices side by side
+    paper_split = 'cmpc' # the training split of VoxCeleb1 that `vfassoc cost` counts for: cmpc, faa
 
     def __init__(self,
         model:VoiceFaceModel, # both encoders and their projections
@@ -58,6 +61,16 @@ class Method(nn.Module):
     def inference_state_dict(self) -> dict[str, Tensor]:
         "Return the tensors of the best checkpoint: all that embedding and scoring need."
         return self.model.state_dict()
+
+    @classmethod
+    def open_inference_state(cls, cfg, tensors:dict[str, Tensor]) -> tuple[dict[str, Tensor], nn.Module|None]:
+        "Return the model's tensors and the pair scorer (None: the cosine) from what `inference_state_dict` returned."
+        return tensors, None
+
+    @classmethod
+    def clustering_flops(cls, cfg, videos:int, dim:int, iterations:int) -> int:
+        "Return the operations of one clustering of `videos` videos with embeddings of `dim` numbers; 0 without clusters."
+        return 0
 
     def extra_state(self) -> dict:
         "Return the state that is not a tensor, as JSON can store it."

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from ..clustering.kmeans import Clusters
 from ..clustering.memory import Memory, check_rows
-from ..core import ConfigError, require, rank_and_world
+from ..core import MODALITIES, ConfigError, require, rank_and_world
 from ..losses.released_cmpc import concentration, released_cmpc_loss, released_kmeans
 from .base import Method, register_method
-from .cmpc import MODALITIES
 from ..models.two_tower import VoiceFaceModel
 
 # %% ../../nbs/07_methods/03_cmpc_released.ipynb #1ad60ca7
@@ -68,6 +67,11 @@ class ReleasedCMPC(Method):
         self.seen += len(v)*rank_and_world()[1]
         self.batches += 1
         return loss, w
+
+    @classmethod
+    def clustering_flops(cls, cfg, videos, dim, iterations):
+        "K-means of each granularity, on the voices and on the faces."
+        return 2*sum(2*videos*k*dim*iterations for k in cfg.ks)
 
     def check(self): check_rows(self.memory.values())
     def extra_state(self): return dict(seen=self.seen, batches=self.batches)

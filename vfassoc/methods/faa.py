@@ -78,7 +78,7 @@ class FAAConfig:
 @register_method('faa')
 class FAA(Method):
     "Fuse after align, Algorithm 1: pseudo-labels, alignment, and matching by the fusion encoder."
-    config_class = FAAConfig
+    config_class, embeds_training_set, paper_split = FAAConfig, True, 'faa'
     def __init__(self, model:VoiceFaceModel, cfg:FAAConfig, n:int, corpus:str=''):
         super().__init__(model)
         if cfg.clusters == 'fixed' and cfg.n_clusters > n:
@@ -125,13 +125,29 @@ class FAA(Method):
         return dict(clusters=clusters, align=align/max(1, batches), **({'match': match/max(1, batches)} if self.has_pair_scorer else {}), no_negative=int(alone))
 
     def inference_state_dict(self):
-        return {**super().inference_state_dict(), **({f'fusion.{k}': t for k,t in self.fusion.state_dict().items()} if self.has_pair_scorer else {})}
+        pair = {f'fusion.{k}': t for k,t in self.fusion.state_dict().items()} if self.has_pair_scorer else {}
+        return {**super().inference_state_dict(), **pair}
+
+    @classmethod
+    def open_inference_state(cls, cfg, tensors):
+        pair = {k.removeprefix('fusion.'): t for k,t in tensors.items() if k.startswith('fusion.')}
+        model = {k: t for k,t in tensors.items() if not k.startswith('fusion.')}
+        if not cfg.match: return model, None
+        fusion = FusionEncoder(cfg.fusion)
+        fusion.load_state_dict(pair)
+        return model, fusion
+
+    @classmethod
+    def clustering_flops(cls, cfg, videos, dim, iterations):
+        "K-means on voice and face side by side; at most half as many clusters as videos."
+        k = cfg.n_clusters if cfg.clusters == 'fixed' else videos//2
+        return 2*videos*k*2*dim*iterations
 
     @torch.no_grad()
     def score_pairs(self, v, f):
         if not self.has_pair_scorer: return super().score_pairs(v, f)
         parts = zip(v.split(4096), f.split(4096))
-        return torch.cat([self.fusion(a, b).float() @ v.new_tensor([-1., 1.]) for a,b in parts]) # log odds: ranks as the probability does
+        return torch.cat([self.fusion.log_odds(a, b) for a,b in parts])
 
     def diagnostics(self):
         "label (n,): the pseudo-label of each training video in this epoch."

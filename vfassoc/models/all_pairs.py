@@ -124,12 +124,12 @@ def _check_galleries(model:FusionEncoder, voices:Tensor, faces:Tensor):
 
 def _cls_blocks(model:FusionEncoder, voices:Tensor, faces:Tensor, pairs:int) -> Iterator[tuple[slice, Tensor]]:
     "Log odds with a `[CLS]` token, pair by pair."
-    high, odds_of = max(1, pairs//len(faces)), torch.tensor([-1., 1.], device=voices.device)
+    high = max(1, pairs//len(faces))
     for i in range(0, len(voices), high):
         v, odds = voices[i:i + high].float(), []
         for f in faces.split(pairs):
-            logits = model(v.repeat_interleave(len(f), 0), f.float().repeat(len(v), 1)).float()
-            odds.append(logits.view(len(v), len(f), 2) @ odds_of)
+            every = model.log_odds(v.repeat_interleave(len(f), 0), f.float().repeat(len(v), 1))
+            odds.append(every.view(len(v), len(f)))
         yield slice(i, i + len(v)), torch.cat(odds, 1)
 
 def _mean_blocks(

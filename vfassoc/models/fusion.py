@@ -51,3 +51,11 @@ class FusionEncoder(nn.Module):
         if self.cls is not None: x = torch.cat([self.cls.expand(len(x), 1, -1), x], 1)
         x = self.encoder(x)
         return self.head(x[:, 0] if self.cls is not None else x.mean(1))
+
+    def log_odds(self,
+        v:Tensor, # (b, d) voice embeddings
+        f:Tensor, # (b, d) face embeddings, one for each voice
+    ) -> Tensor: # (b,) float32; ranks as the probability does, without ties where that rounds to 1
+        "Log odds of one person against two."
+        logits = self(v, f).float()
+        return logits @ logits.new_tensor([-1., 1.])

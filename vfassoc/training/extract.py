@@ -19,7 +19,7 @@ from ..integrity import check_room, new_array, old_array
 from ..models.embedding import encode_media, open_source
 from ..models.two_tower import ModelConfig, VoiceFaceModel
 from ..synthetic.corpus import synthetic_seed
-from .run import load_model, open_corpus, run_path
+from .run import load_run, open_corpus, run_path
 
 # %% ../../nbs/08_training/07_extract.ipynb #9544c005
 @dataclass(frozen=True)
@@ -47,12 +47,13 @@ def find_encoder(
             raise ConfigError("features: encoder 'faa' needs voice_weights and face_weights (paths, or speechbrain/spkrec-ecapa-voxceleb and vggface2); random encoders have nothing to store")
         model = VoiceFaceModel(ModelConfig('faa', dim=256, projection='none', voice_weights=given.voice_weights, face_weights=given.face_weights))
         return model.to(settings.torch_device).eval(), given.data, dict(encoder=f'ECAPA-TDNN {Path(given.voice_weights).name}, Inception-ResNet-V1 {Path(given.face_weights).name}')
-    model, recipe, about = load_model(path := run_path(name, settings), settings.torch_device)
+    run = load_run(path := run_path(name, settings), settings.torch_device)
+    recipe, about = run.recipe, run.about
     if options:
         key = next(iter(options))
         raise ConfigError(f'features: {key} = {options[key]!r} is for the encoder faa; the run {path} has its own settings: leave it out')
     if recipe.data.features: raise ConfigError(f'{path}: learnt from cached features itself; make features with a run that reads media')
-    return model, recipe.data, dict(encoder=f'{recipe.name} ({path.name}, epoch {about["epoch"]})', identities=about['identities'], home=about['corpus_hash'], drawn=about.get('drawn'))
+    return run.model, recipe.data, dict(encoder=f'{recipe.name} ({path.name}, epoch {about["epoch"]})', identities=about['identities'], home=about['corpus_hash'], drawn=about.get('drawn'))
 
 # %% ../../nbs/08_training/07_extract.ipynb #8c39cd17
 def _parts(out:Path) -> dict[str, Path]: return {k: out.with_name(f'.{out.name}.{k}') for k in ('voice.npy', 'face.npy', 'json')}
