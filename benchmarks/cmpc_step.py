@@ -102,7 +102,7 @@ def encoder_step():
 people = F.normalize(torch.randn(N//17, d), dim=1)
 who = torch.randint(0, len(people), (N,))
 memory = {m: F.normalize(people[who] + .6*torch.randn(N, d)/d**.5, dim=1).to(device) for m in ('voice', 'face')}
-base = dict(name='cmpc', tau=.03, ks=list(KS), warmup=0)
+base = dict(name='cmpc', tau=.03, num_prototypes=list(KS), cid_samples=0)
 methods = {'CID': {'name': 'cid'}, 'CMPC, prototypes only': {**base, 'recalibration': False}, 'CMPC': base,
            'CMPC, looking': base}
 built, clustering = {}, {}

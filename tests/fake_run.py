@@ -80,7 +80,7 @@ def make_run(path:Path, corpus:Path, seed:int=0, name:str='CID', strength:float=
     trials[['task', 'direction', 'stratum', 'trial', 'voice', 'face', 'label', 'score']].to_parquet(path/'trials.parquet')
     write = lambda file, x: (path/file).write_text(json.dumps(x))
     write('metrics.json', {'schema': 1, 'scores': scores, 'notes': ['A, GNA: no age in this corpus'], 'protocol': {'seed': 0, 'protocol': protocol}})
-    write('config.json', {'name': name, 'corpus': 'fake', 'method': method or {'name': 'cid'}, 'train': {'seed': seed, 'samples': 640}})
+    write('config.json', {'name': name, 'corpus': 'fake', 'method': method or {'name': 'cid'}, 'train': {'seed': seed, 'total_samples': 640}})
     write('provenance.json', dict(git_commit='0'*40, git_dirty=False, seed=seed, corpus='not here', corpus_hash='trained on', train_seconds=12.5,
                                   evaluated=dict(corpus=str(corpus), corpus_hash=corpus_hash, split='test', epoch=5)))
     with open(path/'history.csv', 'w', newline='') as f:

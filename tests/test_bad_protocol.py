@@ -28,8 +28,8 @@ def home(tmp_path_factory):
     "24 drawn people and a run that has hardly learnt."
     home = tmp_path_factory.mktemp('protocol')
     write_corpus(home/'data/tiny', SynthConfig(**{**SYNTH, 'videos_per_identity': 2}), 1)
-    train(load_recipe('demo', {'corpus': 'tiny', 'data.seconds': 1., 'data.size': 32, 'model.dim': 8, 'train.samples': 16, 'train.batch_size': 8, 'train.warmup': 8}),
-          home/'runs/demo', here(home), quiet=True)
+    train(load_recipe('cid-demo', {'corpus': 'tiny', 'data.crop_seconds': 1., 'data.face_size': 32, 'model.dim': 8, 'train.total_samples': 16, 'train.batch_size': 8, 'train.lr_warmup': 8}),
+          home/'runs/cid-demo', here(home), quiet=True)
     return home
 
 @pytest.fixture
@@ -44,23 +44,23 @@ def moved(corpus, old, new):
     (corpus/'identity_splits.txt').write_text(''.join(f'{name} {new if n == old else n}\n' for name, n in lines))
     return [name for name, n in lines if n == old]
 
-def score(home, corpus, **changes): return evaluate_run(home/'runs/demo', here(home), {**SMALL, **changes}, corpus=str(corpus))
+def score(home, corpus, **changes): return evaluate_run(home/'runs/cid-demo', here(home), {**SMALL, **changes}, corpus=str(corpus))
 
 def test_seen_without_a_seen_split_is_an_error(home, capsys):
     "The command of the defect: it scored the unseen split and called it seen-heard."
-    assert main(['--settings', str(ini(home)), 'evaluate', str(home/'runs/demo'), '--set', 'protocol=seen']) == 2
+    assert main(['--settings', str(ini(home)), 'evaluate', str(home/'runs/cid-demo'), '--set', 'protocol=seen']) == 2
     line, = capsys.readouterr().err.strip().splitlines()[-1:]
     assert f'{home/"data/tiny"}: no video of the seen split' in line and 'mark people with 3' in line
-    assert not (home/'runs/demo/metrics.json').exists()
+    assert not (home/'runs/cid-demo/metrics.json').exists()
 
 def test_seen_scores_the_seen_split_and_marks_it(home, corpus):
     people = moved(corpus, '1', '3') # those whom the run was trained on
     r = score(home, corpus, protocol='seen')
     assert f'seen-heard protocol: {len(people)} of {len(people)} identities were trained on' in r.notes
-    assert r.protocol['identities'] == len(people) and read_json(home/'runs/demo/provenance.json')['evaluated']['split'] == 'seen'
-    assert set(read_scores([home/'runs/demo']).method) == {'CID, seen-heard'}
+    assert r.protocol['identities'] == len(people) and read_json(home/'runs/cid-demo/provenance.json')['evaluated']['split'] == 'seen'
+    assert set(read_scores([home/'runs/cid-demo']).method) == {'CID, seen-heard'}
     unseen = score(home, corpus) # the test people of the same corpus: nobody of them was trained on
-    assert not any('seen-heard' in n for n in unseen.notes) and set(read_scores([home/'runs/demo']).method) == {'CID'}
+    assert not any('seen-heard' in n for n in unseen.notes) and set(read_scores([home/'runs/cid-demo']).method) == {'CID'}
 
 @pytest.mark.parametrize('old', ['1', '2'])
 def test_no_other_case_is_let_through(home, corpus, old):
@@ -104,34 +104,34 @@ def test_what_of_long_recordings_is_not_heard(home, corpus, capsys):
     r = score(home, corpus)
     said, = (n for n in r.notes if 'longer than 60 s' in n)
     assert '1 of ' in said and '90 s' in said and 'middle 1 s' in said and said in capsys.readouterr().err
-    assert said in read_json(home/'runs/demo/metrics.json')['notes']
+    assert said in read_json(home/'runs/cid-demo/metrics.json')['notes']
     assert not any('longer than' in n for n in score(home, home/'data/tiny').notes)
     assert 'a few seconds' in unheard(pd.DataFrame({'duration': [90.]}), None)[0] and unheard(pd.DataFrame({'duration': [60.]}), 1.) == []
 
 # ---- commands beside a run that is there
 
 def test_the_report_goes_on_from_the_run_that_is_there(home, monkeypatch):
-    "`report train -p recipe=demo` beside runs/demo, which was trained with changes: it is reported on, not refused."
+    "`report train -p recipe=demo` beside runs/cid-demo, which was trained with changes: it is reported on, not refused."
     monkeypatch.setenv('VFASSOC_SETTINGS', str(ini(home)))
-    before = (home/'runs/demo/config.json').read_text()
-    _, text, figures = page('train', home, recipe='demo', evaluate=False)
-    assert 'demo: ' in text and '"tiny"' in text and figures and (home/'runs/demo/config.json').read_text() == before
+    before = (home/'runs/cid-demo/config.json').read_text()
+    _, text, figures = page('train', home, recipe='cid-demo', evaluate=False)
+    assert 'demo: ' in text and '"tiny"' in text and figures and (home/'runs/cid-demo/config.json').read_text() == before
 
 def test_which_recipe_is_asked_for(home):
-    s, run = here(home), home/'runs/demo'
-    assert asked_recipe('demo', run, {}, s).corpus == asked_recipe('demo', run, None, s).corpus == 'tiny'
-    assert asked_recipe('demo', run, {'train.seed': 3}, s) == load_recipe('demo', {'train.seed': 3})
-    assert asked_recipe('demo', home/'runs/new', {}, s) == load_recipe('demo', {'train.seed': s.seed})
+    s, run = here(home), home/'runs/cid-demo'
+    assert asked_recipe('cid-demo', run, {}, s).corpus == asked_recipe('cid-demo', run, None, s).corpus == 'tiny'
+    assert asked_recipe('cid-demo', run, {'train.seed': 3}, s) == load_recipe('cid-demo', {'train.seed': 3})
+    assert asked_recipe('cid-demo', home/'runs/new', {}, s) == load_recipe('cid-demo', {'train.seed': s.seed})
 
 def test_another_recipe_needs_another_run(home):
-    with pytest.raises(RunError, match='--run NAME') as e: train(load_recipe('demo', {'corpus': 'tiny'}), home/'runs/demo', here(home), quiet=True)
-    assert str(home/'runs/demo') in one_line(e)
+    with pytest.raises(RunError, match='--run NAME') as e: train(load_recipe('cid-demo', {'corpus': 'tiny'}), home/'runs/cid-demo', here(home), quiet=True)
+    assert str(home/'runs/cid-demo') in one_line(e)
 
 def test_features_that_are_there_are_refused_at_once(home, monkeypatch):
     def never(*a, **kw): raise AssertionError('loaded an encoder first')
     monkeypatch.setattr('vfassoc.training.extract.find_encoder', never)
     (home/'data/f.npz').write_bytes(b'')
-    with pytest.raises(RunError, match='exists') as e: make_features('demo', 'tiny', 'f.npz', here(home))
+    with pytest.raises(RunError, match='exists') as e: make_features('cid-demo', 'tiny', 'f.npz', here(home))
     assert str(home/'data/f.npz') in one_line(e)
 
 # ---- what may not be read

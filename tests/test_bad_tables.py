@@ -9,7 +9,7 @@ from vfassoc.corpus.layout import read_metadata, read_splits
 from vfassoc.corpus.voxceleb1 import read_index
 from vfassoc.experiments.sweeps import load_grid
 from vfassoc.evaluation.trial_files import read_list
-from vfassoc.training.recipes import RECIPES, load_recipe
+from vfassoc.training.recipes import load_recipe, recipe_table
 
 HEAD = 'VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tAge'
 ROWS = '\nid1\tA\tm\tUK\t30\nid2\tB\tf\tUS\t20\n'
@@ -88,7 +88,7 @@ KINDS = {
     'utterances.tsv': ('identity\tvideo\tutterance\tseconds\tpart\nid1\tv\t00001\t3.5\tdev\nid2\tw\t00001\t4.5\tdev\n',
                        read_index),
     'settings.ini': ('[vfassoc]\ndata = data\nruns = runs\ndevice = cpu\nseed = 0\nworkers = 2\n', load_settings),
-    'recipe.json': (json.dumps(RECIPES['faa-demo'], indent=1), load_recipe),
+    'recipe.json': (json.dumps(recipe_table('faa-demo'), indent=1), load_recipe),
     'grid.json': (json.dumps(dict(recipe='cmpc-demo', variants={'a': {}}, seeds=[0, 1], evaluate={'replicates': 100})),
                   load_grid)}
 

@@ -7,8 +7,8 @@ import pytest
 from vfassoc.cli import main
 from vfassoc.core import read_json
 
-TINY = ['--set', 'data.seconds=1.0', '--set', 'data.size=32', '--set', 'model.dim=16', '--set', 'train.samples=64', '--set', 'train.batch_size=8',
-        '--set', 'train.warmup=8']
+TINY = ['--set', 'data.crop_seconds=1.0', '--set', 'data.face_size=32', '--set', 'model.dim=16', '--set', 'train.total_samples=64', '--set', 'train.batch_size=8',
+        '--set', 'train.lr_warmup=8']
 
 
 @pytest.fixture
@@ -36,22 +36,22 @@ def test_main_job_by_command(settings, capsys):
     assert json.loads((settings/'data/mine/synth.json').read_text())['seed'] == 3   # from settings.ini
     code, out, _ = call(capsys, 'prepare', 'mine', '--check', 'full')
     assert code == 0 and re.search(r'train\s+8\s+16', out) and 'usable' in out
-    code, out, _ = call(capsys, 'train', 'demo', '--corpus', 'mine', '--run', 'first', *TINY)
+    code, out, _ = call(capsys, 'train', 'cid-demo', '--corpus', 'mine', '--run', 'first', *TINY)
     assert code == 0 and '8 steps done; best validation AUC' in out
     assert read_json(settings/'runs/first/config.json')['train']['seed'] == 3
     code, out, _ = call(capsys, 'evaluate', 'first', '--set', 'replicates=100', '--set', 'candidates=[2]')
     assert code == 0 and 'CID' in out and 'chance' in out.lower()
     scores = pd.DataFrame(read_json(settings/'runs/first/metrics.json')['scores'])
     assert set(scores.task) == {'verification', 'matching', 'retrieval'} and scores.value.between(0, 1).all()
-    again, _, err = call(capsys, 'train', 'demo', '--corpus', 'mine', '--run', 'first', *TINY, '--set', 'train.lr=0.002')
+    again, _, err = call(capsys, 'train', 'cid-demo', '--corpus', 'mine', '--run', 'first', *TINY, '--set', 'train.peak_lr=0.002')
     assert again == 2
-    one_line(err, 'first', 'train.lr', '0.002')
+    one_line(err, 'first', 'train.peak_lr', '0.002')
 
 
 def test_a_split_with_one_identity_and_an_old_generator(settings, capsys):
     synth = ['identities=12', 'videos_per_identity=2', 'seconds=1.0', 'frames=1', 'size=48', 'train=0.5', 'valid=0.2']
     call(capsys, 'synth', 'mine', *[x for s in synth for x in ('--set', s)])
-    root, train = settings/'data/mine', ('train', 'demo', '--corpus', 'mine', '--run', 'r', *TINY)
+    root, train = settings/'data/mine', ('train', 'cid-demo', '--corpus', 'mine', '--run', 'r', *TINY)
     text = (root/'identity_splits.txt').read_text()
     valid = [line for line in text.splitlines() if line.endswith(' 2')]
     (root/'identity_splits.txt').write_text('\n'.join(line for line in text.splitlines() if line not in valid[1:]))
@@ -69,9 +69,9 @@ def test_a_split_with_one_identity_and_an_old_generator(settings, capsys):
 
 def test_unknown_things_are_one_line(settings, capsys):
     for args, words in [
-            (('train', 'domo'), ('recipe domo', 'known: demo')),
-            (('train', 'demo', '--set', 'train.sed=1'), ("unknown key 'sed'",)),
-            (('train', 'demo', '--set', 'train.seed'), ('not KEY=VALUE',)),
+            (('train', 'domo'), ('recipe domo', 'known: cid-demo')),
+            (('train', 'cid-demo', '--set', 'train.sed=1'), ("unknown key 'sed'",)),
+            (('train', 'cid-demo', '--set', 'train.seed'), ('not KEY=VALUE',)),
             (('prepare', 'nowhere'), ('nowhere',)),
             (('evaluate', 'nowhere'), ('no run here', 'vfassoc train')),
             (('report', 'no-such-report'), ('no such report',)),
@@ -86,7 +86,7 @@ def test_unknown_things_are_one_line(settings, capsys):
 
 def test_show_prints_the_recipe_and_trains_nothing(settings, capsys):
     code, out, _ = call(capsys, 'train', 'cid-voxceleb1', '--show')
-    assert code == 0 and json.loads(out)['train']['samples'] == 3_200_000 and not (settings/'runs').exists()
+    assert code == 0 and json.loads(out)['train']['total_samples'] == 3_200_000 and not (settings/'runs').exists()
 
 
 def test_help_answers_the_first_question():

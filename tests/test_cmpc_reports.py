@@ -108,7 +108,7 @@ def test_reports_of_faa_on_a_grid_without_it(grid, tmp_path, name):
 
 
 def test_train(grid, tmp_path):
-    changes = {**tiny().changes, 'method.ks': [4, 8], 'method.warmup': 32}
+    changes = {**tiny().changes, 'method.num_prototypes': [4, 8], 'method.cid_samples': 32}
     small = dict(recipe='cmpc-demo', run=str(tmp_path/'run'), changes=changes, protocol=dict(replicates=100, verification_trials=200, matching_trials=100, candidates=[2]))
     soup, text, figures = page('train', tmp_path, **small)
     assert '12 steps done' in text and figures == {'training.png', 'method.png'} and len(pd.read_csv(tmp_path/'run/history.csv')) == 3

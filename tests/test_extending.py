@@ -13,8 +13,8 @@ from vfassoc.training import checkpoint
 from vfassoc.training.recipes import load_recipe
 from vfassoc.training.run import load_run, train
 
-SMALL = {'corpus': 'tiny', 'data.seconds': 1., 'data.size': 32, 'model.dim': 8, 'train.samples': 16, 'train.batch_size': 8,
-         'train.warmup': 8}
+SMALL = {'corpus': 'tiny', 'data.crop_seconds': 1., 'data.face_size': 32, 'model.dim': 8, 'train.total_samples': 16, 'train.batch_size': 8,
+         'train.lr_warmup': 8}
 WATCHED = []
 
 
@@ -33,7 +33,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(home):
-    assert train(load_recipe('demo', SMALL), home/'runs/cid', here(home), quiet=True).finished
+    assert train(load_recipe('cid-demo', SMALL), home/'runs/cid', here(home), quiet=True).finished
     return home/'runs/cid'
 
 

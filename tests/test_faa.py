@@ -29,9 +29,9 @@ from vfassoc.training.recipes import load_recipe
 from vfassoc.training.run import load_run, open_corpus, train
 
 FUSION = dict(dim=8, layers=2, heads=2, inner=16)
-CHANGES = {'corpus': 'tiny', 'data.features': 'tiny.npz', 'model.dim': 8, 'model.voice_dim': 8, 'model.face_dim': 8, 'method.fusion': FUSION, 'method.min_clusters': 6, 'method.patience': 1,
-           'train.samples': 108, 'train.batch_size': 12, 'train.warmup': 12, 'train.trace': True}
-ENCODER = dict(run='enc', recipe='encoders-demo', changes={'corpus': 'strangers', 'data.seconds': 1., 'data.size': 32, 'model.dim': 8, 'train.samples': 48, 'train.batch_size': 8, 'train.warmup': 8},
+CHANGES = {'corpus': 'tiny', 'data.feature_file': 'tiny.npz', 'model.dim': 8, 'model.voice_dim': 8, 'model.face_dim': 8, 'method.fusion': FUSION, 'method.min_clusters': 6, 'method.patience': 1,
+           'train.total_samples': 108, 'train.batch_size': 12, 'train.lr_warmup': 12, 'train.trace': True}
+ENCODER = dict(run='enc', recipe='pretrain-demo', changes={'corpus': 'strangers', 'data.crop_seconds': 1., 'data.face_size': 32, 'model.dim': 8, 'train.total_samples': 48, 'train.batch_size': 8, 'train.lr_warmup': 8},
                synth={**SYNTH, 'seed': 7})
 PROTOCOL = {**PROTOCOL, 'shortlists': [2, 5]}
 
@@ -128,13 +128,13 @@ def test_commands(grid, capsys):
 ])
 def test_bad_features_and_clusters_are_one_line_and_leave_no_run(grid, tmp_path, capsys, change, words):
     file, z = grid/'data/tiny.npz', arrays(grid/'data/tiny.npz')
-    args = ['train', 'faa-demo', '--run', str(tmp_path/'run'), *(x for k, v in CHANGES.items() if k not in ('corpus', 'data.features', 'model.voice_dim') for x in ('--set', f'{k}={json.dumps(v)}'))]
+    args = ['train', 'faa-demo', '--run', str(tmp_path/'run'), *(x for k, v in CHANGES.items() if k not in ('corpus', 'data.feature_file', 'model.voice_dim') for x in ('--set', f'{k}={json.dumps(v)}'))]
     if 'nan' in change: z['face'] = z['face'].copy(); z['face'][3, 0] = np.nan
     if 'missing' in change: z['face'], z['face_path'] = z['face'][3:], z['face_path'][3:]
     if 'nan' in change or 'missing' in change: file = tmp_path/'bad.npz'; np.savez(file, **z)
-    args += ['--corpus', change.get('corpus', 'tiny'), '--set', f'data.features={change.get("features", file)}', '--set', f'model.voice_dim={change.get("voice_dim", 8)}']
+    args += ['--corpus', change.get('corpus', 'tiny'), '--set', f'data.feature_file={change.get("features", file)}', '--set', f'model.voice_dim={change.get("voice_dim", 8)}']
     if 'min_clusters' in change: args += ['--set', 'method.min_clusters=1']
-    if 'n_clusters' in change: args += ['--set', 'method.clusters=fixed', '--set', 'method.n_clusters=999']
+    if 'n_clusters' in change: args += ['--set', 'method.clustering=fixed', '--set', 'method.n_clusters=999']
     assert main(args) == 2
     err = capsys.readouterr().err
     said = [line for line in err.split('\n') if line.startswith('vfassoc: ')]
@@ -163,7 +163,7 @@ def test_what_a_collapsed_model_is_told():
 
 def test_end_to_end_from_the_media(grid, tmp_path):
     "The same method on towers that read media, small ones here: pooling embeds the training set by files."
-    recipe = load_recipe('faa-demo', {**CHANGES, 'data.features': '', 'data.seconds': 1., 'data.size': 32, 'model.towers': 'small', 'method.clusters': 'fixed', 'method.n_clusters': 12, 'train.samples': 36})
+    recipe = load_recipe('faa-demo', {**CHANGES, 'data.feature_file': '', 'data.crop_seconds': 1., 'data.face_size': 32, 'model.encoder': 'small', 'method.clustering': 'fixed', 'method.n_clusters': 12, 'train.total_samples': 36})
     assert train(recipe, tmp_path/'run', here(grid), quiet=True).finished
     t = evaluate_run(tmp_path/'run', here(grid), PROTOCOL).table
     assert set(t.by) == {'fused', 'cosine', 'shortlist 2', 'shortlist 5'} and len(read_traces(tmp_path/'run')[1]['label'].unique()) == 12
@@ -174,8 +174,8 @@ def test_the_papers_encoders_end_to_end_from_weights_that_may_go_afterwards(grid
     torch.manual_seed(3)
     torch.save(Ecapa().net.state_dict(), voice)
     save_file({k: t.contiguous() for k, t in InceptionResnetV1().state_dict().items()}, face)
-    given = {**CHANGES, 'data.features': '', 'data.seconds': 1., 'data.size': 80, 'model.towers': 'faa', 'model.voice_weights': str(voice), 'model.face_weights': str(face),
-             'train.samples': 8, 'train.batch_size': 4, 'train.warmup': 4, 'train.lr': 1e-6, 'train.lr_start': 1e-6, 'train.lr_end': 1e-6}
+    given = {**CHANGES, 'data.feature_file': '', 'data.crop_seconds': 1., 'data.face_size': 80, 'model.encoder': 'ecapa+inception', 'model.voice_weights': str(voice), 'model.face_weights': str(face),
+             'train.total_samples': 8, 'train.batch_size': 4, 'train.lr_warmup': 4, 'train.peak_lr': 1e-6, 'train.lr_start': 1e-6, 'train.lr_end': 1e-6}
     recipe = load_recipe('faa-demo', {k: v for k, v in given.items() if k not in ('model.voice_dim', 'model.face_dim')})
     assert train(recipe, tmp_path/'run', here(grid), quiet=True).finished
     start = torch.load(voice, weights_only=True)
@@ -189,11 +189,11 @@ def test_the_papers_encoders_end_to_end_from_weights_that_may_go_afterwards(grid
 def test_recipes_and_grids_are_complete():
     for corpus in ('demo', 'libri-lfw', 'voxceleb1', 'features-voxceleb1'):
         faa, lifting = load_recipe(f'faa-{corpus}'), load_recipe(f'self-lifting-{corpus}')
-        assert (lifting.method['match'], lifting.method['beta'], lifting.method['eps'], lifting.method['clusters']) == (False, 50., None, 'fixed')
+        assert (lifting.method['use_fusion'], lifting.method['beta'], lifting.method['eps'], lifting.method['clustering']) == (False, 50., None, 'fixed')
         assert faa.data == lifting.data and faa.train == lifting.train
     paper = load_recipe('faa-voxceleb1')
-    assert (paper.train.batch_size, paper.train.lr, paper.train.weight_decay, paper.train.optimizer, paper.train.samples/(16650//256*256)) == (256, 1e-4, .01, 'adamw', 50)
-    assert (paper.model.dim, paper.data.size, load_recipe('self-lifting-voxceleb1').method['n_clusters']) == (256, 112, 1000)
+    assert (paper.train.batch_size, paper.train.peak_lr, paper.train.weight_decay, paper.train.optimizer, paper.train.total_samples/(16650//256*256)) == (256, 1e-4, .01, 'adamw', 50)
+    assert (paper.model.dim, paper.data.face_size, load_recipe('self-lifting-voxceleb1').method['n_clusters']) == (256, 112, 1000)
     for name in GRIDS: assert load_grid(name).variants
 
 
@@ -203,7 +203,7 @@ def test_real_features(tmp_path):
     if not (shared/'corpora/libri-lfw/features.npz').is_file(): pytest.skip('set VFASSOC_SHARED to the folder that holds corpora/libri-lfw')
     s = Settings(data=tmp_path/'data', runs=tmp_path/'runs', device='cpu', workers=0)
     corpus = shared/'corpora/libri-lfw'
-    recipe = load_recipe('faa-libri-lfw', {'corpus': str(corpus), 'data.features': str(corpus/'features.npz')})
+    recipe = load_recipe('faa-libri-lfw', {'corpus': str(corpus), 'data.feature_file': str(corpus/'features.npz')})
     assert train(recipe, tmp_path/'run', s, quiet=True).finished
     t = evaluate_run(tmp_path/'run', s, dict(replicates=200, candidates=[2])).table
     auc = t[t.metric == 'auc'].set_index(['by', 'stratum'])
@@ -216,13 +216,13 @@ def test_real_features(tmp_path):
 def test_features_that_were_exchanged_under_a_run_are_noticed(grid, tmp_path):
     file, z = tmp_path/'mine.npz', arrays(grid/'data/tiny.npz')
     np.savez(file, **z)
-    recipe = load_recipe('faa-demo', {**CHANGES, 'data.features': str(file), 'train.samples': 36, 'method.clusters': 'fixed', 'method.n_clusters': 12})
+    recipe = load_recipe('faa-demo', {**CHANGES, 'data.feature_file': str(file), 'train.total_samples': 36, 'method.clustering': 'fixed', 'method.n_clusters': 12})
     assert train(recipe, tmp_path/'run', here(grid), quiet=True).finished
     assert len(evaluate_run(tmp_path/'run', here(grid), PROTOCOL).table)
     np.savez(file, **{**z, 'face': z['face'][:, ::-1].copy()}) # another encoder, as wide, under the same name
     with pytest.raises(RunError, match='learnt from other features than'): evaluate_run(tmp_path/'run', here(grid), PROTOCOL)
     with pytest.raises(RunError, match='learnt from other features than'): train(recipe, tmp_path/'run', here(grid), quiet=True)
-    plan = small(seeds=(0,), **{'data.features': str(file)})
+    plan = small(seeds=(0,), **{'data.feature_file': str(file)})
     assert set(run_grid(replace(plan, encoder={}, variants={'multi-similarity': plan.variants['multi-similarity']}), tmp_path/'g', here(grid), jobs=1, say=lambda line: None).result) == {'done'}
     np.savez(file, **z)
     t = run_grid(replace(plan, encoder={}, variants={'multi-similarity': plan.variants['multi-similarity']}), tmp_path/'g', here(grid), jobs=1, say=lambda line: None)
@@ -234,7 +234,7 @@ def test_an_encoder_that_met_the_test_people_is_refused(grid, tmp_path):
     test = open_corpus('tiny', here(grid)).identities('test')
     about = json.loads(str(z.pop('about')))
     np.savez(file, about=json.dumps({**about, 'identities': test[:1]}), **z)
-    recipe = load_recipe('faa-demo', {**CHANGES, 'data.features': str(file), 'train.samples': 36, 'method.clusters': 'fixed', 'method.n_clusters': 12})
+    recipe = load_recipe('faa-demo', {**CHANGES, 'data.feature_file': str(file), 'train.total_samples': 36, 'method.clustering': 'fixed', 'method.n_clusters': 12})
     assert train(recipe, tmp_path/'run', here(grid), quiet=True).finished
     with pytest.raises(RunError, match='1 of .* identities were trained on'): evaluate_run(tmp_path/'run', here(grid), PROTOCOL)
 
@@ -248,9 +248,9 @@ def test_reading_draws_nothing_from_torchs_random_state(grid):
 
 def test_scratch_is_said_and_small_faces_are_refused(grid, tmp_path, capsys):
     changes = {k: v for k, v in CHANGES.items() if k not in ('model.voice_dim', 'model.face_dim')}
-    recipe = load_recipe('faa-demo', {**changes, 'data.features': '', 'data.seconds': 1., 'data.size': 64, 'model.towers': 'faa', 'train.samples': 8, 'train.batch_size': 4, 'train.warmup': 4})
-    with pytest.raises(ConfigError, match='data.size = 64; Inception-ResNet-V1 takes faces from 75 pixels'): train(recipe, tmp_path/'run', here(grid), quiet=True)
-    recipe = load_recipe('faa-demo', {**changes, 'data.features': '', 'data.seconds': 1., 'data.size': 80, 'model.towers': 'faa', 'train.samples': 8, 'train.batch_size': 4, 'train.warmup': 4, 'train.lr': 1e-6, 'train.lr_start': 1e-6, 'train.lr_end': 1e-6})
+    recipe = load_recipe('faa-demo', {**changes, 'data.feature_file': '', 'data.crop_seconds': 1., 'data.face_size': 64, 'model.encoder': 'ecapa+inception', 'train.total_samples': 8, 'train.batch_size': 4, 'train.lr_warmup': 4})
+    with pytest.raises(ConfigError, match='data.face_size = 64; Inception-ResNet-V1 takes faces from 75 pixels'): train(recipe, tmp_path/'run', here(grid), quiet=True)
+    recipe = load_recipe('faa-demo', {**changes, 'data.feature_file': '', 'data.crop_seconds': 1., 'data.face_size': 80, 'model.encoder': 'ecapa+inception', 'train.total_samples': 8, 'train.batch_size': 4, 'train.lr_warmup': 4, 'train.peak_lr': 1e-6, 'train.lr_start': 1e-6, 'train.lr_end': 1e-6})
     capsys.readouterr()
     assert train(recipe, tmp_path/'run', here(grid), quiet=True).finished
     assert 'voice encoder: no weights given' in (err := capsys.readouterr().err) and 'face encoder: no weights given' in err

@@ -24,7 +24,7 @@ def copied(cmpc_grid, folder):
     for run in ('cmpc/seed0', 'cmpc-2-shots/seed0'): shutil.copytree(cmpc_grid/'runs/g'/run, folder/'runs/g'/run)
     shutil.copy(cmpc_grid/'runs/g/grid.json', folder/'runs/g')
     config = folder/'runs/g/cmpc-2-shots/seed0/config.json'
-    write_json(config, {**read_json(config), 'start': str((folder/'runs/g/cmpc/seed0').resolve())})
+    write_json(config, {**read_json(config), 'init_from': str((folder/'runs/g/cmpc/seed0').resolve())})
     return folder/'runs/g', dataclasses.replace(here(folder), data=here(cmpc_grid).data)
 
 
@@ -64,7 +64,7 @@ def test_dask_hands_out_the_cells(tmp_path):
 
 def test_a_failing_cell_is_a_line_and_its_dependents_do_not_run(tmp_path):
     bad = tiny(('CMPC', 'CMPC, 2 shots', 'CID'))
-    bad = dataclasses.replace(bad, variants={**bad.variants, 'CMPC': {**VARIANTS['CMPC'], 'method.ks': [4, 999]}})
+    bad = dataclasses.replace(bad, variants={**bad.variants, 'CMPC': {**VARIANTS['CMPC'], 'method.num_prototypes': [4, 999]}})
     t = run_grid(bad, tmp_path/'g', here(tmp_path), **quiet).set_index('variant').result
     assert 'K can be at most' in t['CMPC'] and t['CID'] == 'done' and t['CMPC, 2 shots'] == 'not run: CMPC, seed 0, did not finish'
     assert '\n' not in t['CMPC']
@@ -73,7 +73,7 @@ def test_a_failing_cell_is_a_line_and_its_dependents_do_not_run(tmp_path):
 def test_the_command_fails_when_a_cell_does(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('VFASSOC_SETTINGS', str(ini(tmp_path)))
     grid = to_dict(tiny(('CID',)))
-    grid['variants']['CID'] = {**VARIANTS['CID'], 'train.batch_size': 4096, 'train.samples': 4096}
+    grid['variants']['CID'] = {**VARIANTS['CID'], 'train.batch_size': 4096, 'train.total_samples': 4096}
     (tmp_path/'g.json').write_text(json.dumps(grid))
     assert main(['grid', str(tmp_path/'g.json'), '--jobs', '1']) == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
@@ -89,7 +89,7 @@ def test_another_protocol_or_seed_is_not_finished(cmpc_grid, tmp_path):
     other = dataclasses.replace(g, evaluate={**g.evaluate, 'replicates': 150})
     assert set(run_grid(other, root, s, **quiet).result) == {'done'}
     assert (root/'cmpc/seed0/checkpoints/last.safetensors').read_bytes() == weights, 'scored again, not trained again'
-    changed = dataclasses.replace(g, changes={**g.changes, 'train.lr': .002})
+    changed = dataclasses.replace(g, changes={**g.changes, 'train.peak_lr': .002})
     assert 'choose another run folder' in run_grid(changed, root, s, **quiet).result[0]
 
 
@@ -97,7 +97,7 @@ def test_low_shots_start_from_the_other_run_and_remember_whom_it_met(cmpc_grid):
     root, s = cmpc_grid/'runs/g', here(cmpc_grid)
     m = open_corpus('tiny', s)
     recipe = read_json(root/'cmpc-2-shots/seed0/config.json')
-    assert recipe['start'] == str((root/'cmpc/seed0').resolve()) and recipe['data']['shots'] == 2
+    assert recipe['init_from'] == str((root/'cmpc/seed0').resolve()) and recipe['data']['shots'] == 2
     about = load_run(root/'cmpc-2-shots/seed0').about
     assert set(about['identities']) == set(m.videos('train').identity) | set(m.videos('valid').identity)
     tensors, _ = load_tensors(root/'cmpc-2-shots/seed0/checkpoints/last.safetensors')
@@ -107,7 +107,7 @@ def test_low_shots_start_from_the_other_run_and_remember_whom_it_met(cmpc_grid):
 def test_the_first_step_of_low_shot_learning_is_taken_from_the_started_weights(cmpc_grid, tmp_path):
     "With a learning rate of nearly nothing the towers stay those of the run it started from."
     d = cmpc_grid
-    still = load_recipe('low-shot-demo', {**tiny().changes, 'start': str(d/'runs/g/cmpc/seed0'), 'data.shots': 1, 'train.lr': 1e-9, 'train.lr_start': 1e-9, 'train.lr_end': 1e-9})
+    still = load_recipe('low-shot-demo', {**tiny().changes, 'init_from': str(d/'runs/g/cmpc/seed0'), 'data.shots': 1, 'train.peak_lr': 1e-9, 'train.lr_start': 1e-9, 'train.lr_end': 1e-9})
     train(still, tmp_path/'r', here(d), quiet=True)
     a, b = load_run(tmp_path/'r').model, load_run(d/'runs/g/cmpc/seed0').model
     assert all((x - y).abs().max() < 1e-5 for x, y in zip(a.state_dict().values(), b.state_dict().values()))
@@ -122,14 +122,14 @@ def test_the_first_step_of_low_shot_learning_is_taken_from_the_started_weights(c
 ])
 def test_what_low_shot_learning_refuses(cmpc_grid, tmp_path, changes, error, word):
     d = cmpc_grid
-    base = {**tiny().changes, 'start': str(d/'runs/g/cmpc/seed0'), 'data.shots': 2}
+    base = {**tiny().changes, 'init_from': str(d/'runs/g/cmpc/seed0'), 'data.shots': 2}
     with pytest.raises(error, match=word) as e: train(load_recipe('low-shot-demo', {**base, **changes}), tmp_path/'r', here(d), quiet=True)
     assert '\n' not in str(e.value) and not (tmp_path/'r'/'checkpoints').exists()
 
 
 def test_methods_without_labels_have_no_way_to_get_them():
     for name, cls in METHODS.known.items():
-        assert cls.supervised == (name == 'identity') == ('identity' in inspect.signature(cls.__init__).parameters), name
+        assert cls.supervised == (name == 'dimnet-i') == ('identity' in inspect.signature(cls.__init__).parameters), name
 
 
 def test_low_shots_of_a_run_that_was_trained_again_are_not_finished(cmpc_grid, tmp_path):

@@ -22,7 +22,7 @@ from vfassoc.training.checkpoint import FitState, load_checkpoint, load_tensors,
 from vfassoc.training.config import TrainConfig
 from vfassoc.training.extract import cache_features, make_features
 
-CONFIG = TrainConfig(samples=16, batch_size=8, warmup=0)
+CONFIG = TrainConfig(total_samples=16, batch_size=8, lr_warmup=0)
 
 
 def one_line(error, *words):
@@ -60,7 +60,7 @@ def plain(tensors, header):
 
 
 def model():
-    return build_method({'name': 'cid'}, VoiceFaceModel(ModelConfig('features', dim=2, projection='none', voice_dim=3,
+    return build_method({'name': 'cid'}, VoiceFaceModel(ModelConfig('linear', dim=2, projection='none', voice_dim=3,
                                                                     face_dim=2)), 8)
 
 

@@ -36,9 +36,9 @@ def call(capsys, *args):
 def test_what_is_not_foreseen_is_one_line_and_a_file(place, capsys, monkeypatch, error):
     def fails(*a, **k): raise error
     monkeypatch.setattr('vfassoc.training.recipes.load_recipe', fails)
-    code, line = call(capsys, 'cost', 'demo')
+    code, line = call(capsys, 'cost', 'cid-demo')
     file = Path(re.search(r'(\S+vfassoc-error-\S+\.txt)$', line)[1])
-    assert code == 1 and line.startswith(f'vfassoc: {type(error).__name__}') and 'in fails' in file.read_text() and 'vfassoc cost demo' in file.read_text()
+    assert code == 1 and line.startswith(f'vfassoc: {type(error).__name__}') and 'in fails' in file.read_text() and 'vfassoc cost cid-demo' in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600 and file.parent == place/'tmp'
 
 
@@ -46,7 +46,7 @@ def test_the_net_itself_never_fails(place, capsys, monkeypatch):
     def fails(*a, **k): raise ValueError('oh')
     monkeypatch.setattr('vfassoc.training.recipes.load_recipe', fails)
     monkeypatch.setattr(cli.tempfile, 'mkstemp', fails)
-    code, line = call(capsys, 'cost', 'demo')
+    code, line = call(capsys, 'cost', 'cid-demo')
     assert code == 1 and 'ValueError: oh' in line and 'could not be written' in line
 
 
@@ -54,32 +54,32 @@ def test_sigterm_and_ctrl_c_end_a_command(place, capsys, monkeypatch):
     for s, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         monkeypatch.setattr('vfassoc.training.recipes.load_recipe', lambda *a, s=s: signal.raise_signal(s))
         before = signal.getsignal(signal.SIGTERM)
-        assert call(capsys, 'cost', 'demo') == (status, 'vfassoc: interrupted')
+        assert call(capsys, 'cost', 'cid-demo') == (status, 'vfassoc: interrupted')
         assert signal.getsignal(signal.SIGTERM) is before and 'VFASSOC_COMMAND' not in os.environ
 
 
 LONG, SURROGATE = 'a'*300, 'a\udcffb'
 
 @pytest.mark.parametrize('args, words', [
-    (('train', 'demo', '--set', 'train.seed=-1'), ('seed = -1', '4294967295')),
-    (('train', 'demo', '--set', f'train.seed={2**32}'), (f'seed = {2**32}', '4294967295')),
-    (('train', 'demo', '--set', 'train.lr=1' + '0'*400), ('lr = 1000', 'float')),
-    (('train', 'demo', '--set', 'train.clip=Infinity'), ('clip = inf', 'finite')),
-    (('train', 'demo', '--set', 'train.clip=1e999'), ('clip = inf', 'finite')),
-    (('train', 'demo', '--set', 'train.weight_decay=NaN'), ('weight_decay = nan', 'finite')),
-    (('train', 'demo', '--set', 'method.tau=Infinity'), ('tau', 'inf', 'finite')),
+    (('train', 'cid-demo', '--set', 'train.seed=-1'), ('seed = -1', '4294967295')),
+    (('train', 'cid-demo', '--set', f'train.seed={2**32}'), (f'seed = {2**32}', '4294967295')),
+    (('train', 'cid-demo', '--set', 'train.peak_lr=1' + '0'*400), ('lr = 1000', 'float')),
+    (('train', 'cid-demo', '--set', 'train.grad_clip=Infinity'), ('clip = inf', 'finite')),
+    (('train', 'cid-demo', '--set', 'train.grad_clip=1e999'), ('clip = inf', 'finite')),
+    (('train', 'cid-demo', '--set', 'train.weight_decay=NaN'), ('weight_decay = nan', 'finite')),
+    (('train', 'cid-demo', '--set', 'method.tau=Infinity'), ('tau', 'inf', 'finite')),
     (('grid', 'compare', '--set', 'changes.method.tau=Infinity'), ('inf', 'finite')),
     (('synth', 'x', '--set', 'noise=NaN'), ('noise = nan', 'finite')),
-    (('cost', 'demo', '--tera', 'inf'), ('tera = inf',)),
-    (('train', 'demo', '--set', 'model=' + '['*100_000), ('model', 'characters')),
-    (('train', 'demo', '--set', 'name="a\\ud800b"'), ('name', 'ud800', 'UTF-8')),
-    (('train', 'demo', '--corpus', '~nosuchuser/x'), ('~nosuchuser/x', 'cannot be a path')),
+    (('cost', 'cid-demo', '--tera', 'inf'), ('tera = inf',)),
+    (('train', 'cid-demo', '--set', 'model=' + '['*100_000), ('model', 'characters')),
+    (('train', 'cid-demo', '--set', 'name="a\\ud800b"'), ('name', 'ud800', 'UTF-8')),
+    (('train', 'cid-demo', '--corpus', '~nosuchuser/x'), ('~nosuchuser/x', 'cannot be a path')),
     (('evaluate', '~nosuchuser/x'), ('~nosuchuser/x', 'cannot be a path')),
     (('--settings', '~nosuchuser/x', 'demo'), ('~nosuchuser/x', 'cannot be a path')),
     (('report', 'evaluate', '-o', '~nosuchuser/x'), ('~nosuchuser/x', 'cannot be a path')),
-    (('synth', LONG), ('aaaa', '255')), (('train', 'demo', '--run', LONG), ('aaaa', '255')), (('pack', 'x', '-o', f'y/{LONG}'), ('aaaa', '255')),
+    (('synth', LONG), ('aaaa', '255')), (('train', 'cid-demo', '--run', LONG), ('aaaa', '255')), (('pack', 'x', '-o', f'y/{LONG}'), ('aaaa', '255')),
     (('train', f'{LONG}.json'), ('aaaa', '255')), (('report', LONG), ('aaaa', '255')),
-    (('synth', SURROGATE), ('udcff', 'UTF-8')), (('evaluate', SURROGATE), ('udcff', 'UTF-8')), (('train', 'demo', '--set', f'name={SURROGATE}'), ('udcff', 'UTF-8')),
+    (('synth', SURROGATE), ('udcff', 'UTF-8')), (('evaluate', SURROGATE), ('udcff', 'UTF-8')), (('train', 'cid-demo', '--set', f'name={SURROGATE}'), ('udcff', 'UTF-8')),
     (('evaluate', 'a\nb'), ('a\\nb', 'no run here')), (('prepare', 'a\x1b[31mb'), ('\\x1b[31m',)),
     (('report', 'evaluate', '-o', '.'), ("'.'",)), (('report', 'evaluate', '-o', '/'), ("'/'",)),
     (('features', 'r', '--corpus', 'c', '-o', 'f.npz', '--set', 'name=1'), ("option 'name'", 'seconds')),
@@ -109,7 +109,7 @@ def test_errors_stand_on_a_line_of_their_own(place, capsys, monkeypatch):
     def fails(*a):
         for _ in progress(range(10), desc='half'): raise VfassocError('here: is an error')
     monkeypatch.setattr('vfassoc.training.recipes.load_recipe', fails)
-    assert main(['cost', 'demo']) == 2
+    assert main(['cost', 'cid-demo']) == 2
     err = capsys.readouterr().err
     assert 'half' in err and err.splitlines()[-1] == 'vfassoc: here: is an error'
 
@@ -129,8 +129,8 @@ def small_disk(tmp_path):
 
 def test_training_on_a_disk_of_4_kb(small_disk, place, capsys):
     write_corpus(place/'data/tiny', SynthConfig(**SYNTH), 0)
-    small = [x for s in ('data.seconds=1.0', 'data.size=32', 'model.dim=8', 'train.samples=64', 'train.batch_size=8', 'train.warmup=8') for x in ('--set', s)]
-    code, line = call(capsys, 'train', 'demo', '--corpus', 'tiny', '--run', small_disk/'r', *small)
+    small = [x for s in ('data.crop_seconds=1.0', 'data.face_size=32', 'model.dim=8', 'train.total_samples=64', 'train.batch_size=8', 'train.lr_warmup=8') for x in ('--set', s)]
+    code, line = call(capsys, 'train', 'cid-demo', '--corpus', 'tiny', '--run', small_disk/'r', *small)
     assert code == 2 and str(small_disk/'r') in line and 'free space' in line
 
 

@@ -73,7 +73,7 @@ def scanned(d):
 
 # each call fails at once, and otherwise than by the lock, if the function takes none
 WRITERS = {
-    'train': ('r', lambda d: train(load_recipe('demo'), d/'r', here(d))),
+    'train': ('r', lambda d: train(load_recipe('cid-demo'), d/'r', here(d))),
     'synth': ('c', lambda d: write_corpus(d/'c', SynthConfig(**{**SYNTH, 'identities': 1}), 0)),
     'pack': ('p', lambda d: pack(None, d/'p')),
     'features': ('f.npz', lambda d: cache_features(None, None, d/'f.npz')),
@@ -194,7 +194,7 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path, umask, mode):
 
 @pytest.mark.parametrize('call', [
     lambda d: write_corpus(d, SynthConfig(**SYNTH), 0), lambda d: run_grid(tiny(), d, here(d.parent)),
-    lambda d: baseline_run('random', d, d, d), lambda d: train(load_recipe('demo', {'corpus': str(d.parent/'c'), 'data.seconds': 1., 'data.size': 32}), d, here(d.parent))],
+    lambda d: baseline_run('random', d, d, d), lambda d: train(load_recipe('cid-demo', {'corpus': str(d.parent/'c'), 'data.crop_seconds': 1., 'data.face_size': 32}), d, here(d.parent))],
     ids=['synth', 'grid', 'lists --baseline', 'train'])
 def test_no_command_writes_into_a_folder_of_somebody_else(tmp_path, call):
     write_corpus(tmp_path/'c', SynthConfig(**SYNTH), 0)
@@ -219,8 +219,8 @@ def stopped(folder, name): return json.loads((folder/name/'provenance.json').rea
 def test_sigterm_ends_a_training_with_a_checkpoint(tmp_path):
     env = {'VFASSOC_SETTINGS': str(ini(tmp_path))}
     write_corpus(tmp_path/'data/tiny', SynthConfig(**SYNTH), 0)
-    small = [x for s in ('data.seconds=1.0', 'data.size=32', 'model.dim=8', 'train.samples=800000', 'train.batch_size=8', 'train.warmup=8') for x in ('--set', s)]
-    p = Another(tmp_path, command, 'train', 'demo', '--corpus', 'tiny', '--run', 'r', *small, **env)
+    small = [x for s in ('data.crop_seconds=1.0', 'data.face_size=32', 'model.dim=8', 'train.total_samples=800000', 'train.batch_size=8', 'train.lr_warmup=8') for x in ('--set', s)]
+    p = Another(tmp_path, command, 'train', 'cid-demo', '--corpus', 'tiny', '--run', 'r', *small, **env)
     p.until(lambda: (tmp_path/'runs/r/checkpoints/last.safetensors').exists())
     os.kill(p.p.pid, signal.SIGTERM)
     assert p.end() == 143 and 'the same command goes on from here' in p.said and 'Traceback' not in p.said
@@ -230,7 +230,7 @@ def test_sigterm_ends_a_training_with_a_checkpoint(tmp_path):
 
 def test_sigterm_ends_a_grid_and_its_workers(tmp_path):
     "Only the command is told; the cells in its two workers save and stop, the third does not begin, and nobody is left."
-    plan = tiny(('CID', 'CMPC', '+ prototypes'), (0,), **{'train.samples': 800_000})
+    plan = tiny(('CID', 'CMPC', '+ prototypes'), (0,), **{'train.total_samples': 800_000})
     (tmp_path/'g.json').write_text(json.dumps(to_dict(plan)))
     p = Another(tmp_path, command, 'grid', tmp_path/'g.json', '--run', 'g', '--jobs', '2', VFASSOC_SETTINGS=str(ini(tmp_path)))
     begun = lambda: [f.parents[1] for f in (tmp_path/'runs/g').glob('*/seed0/checkpoints/last.safetensors')]

@@ -228,7 +228,7 @@ def test_a_step_of_cmpc_asks_the_device_for_nothing(name, warm, monkeypatch):
     torch.manual_seed(0)
     towers = torch.nn.Module()
     towers.cfg = SimpleNamespace(dim=8)
-    method = build_method({'name': name, 'ks': (4, 9), 'warmup': 10**9 if warm else 0}, towers, 48)
+    method = build_method({'name': name, 'num_prototypes': (4, 9), 'cid_samples': 10**9 if warm else 0}, towers, 48)
     for part in torch.arange(48).split(16): step_of(method, part, 8) # the first batch of `cmpc-released` has prototypes
     method.on_epoch_start(0)
     method.check()

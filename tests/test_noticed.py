@@ -120,7 +120,7 @@ def test_tau_reaches_the_prototypes():
     z, idx = torch.stack([E1, E2]), torch.arange(2)
     prototypes = Prototypes(z, idx[:, None], (2,), True)
     close(cmpc_loss(z, z, idx, prototypes, prototypes, tau=.5), torch.full((2,), 4*math.log(1 + math.exp(-2))))
-    method = cmpc(2, ks=(2,), tau=.5)
+    method = cmpc(2, num_prototypes=(2,), tau=.5)
     method.loss(z, z, idx)
     method.on_epoch_start(1)
     close(method.loss(z, z, idx)[0], torch.full((2,), 4*math.log(1 + math.exp(-2))))
@@ -228,7 +228,7 @@ def towers(dim):
 
 def cmpc(n, **cfg):
     "CMPC on embeddings in the plane; memories keep the last embedding."
-    return CMPC(towers(2), CMPCConfig(**{**dict(ks=(2,), warmup=0, momentum=0., tau=.5), **cfg}), n)
+    return CMPC(towers(2), CMPCConfig(**{**dict(num_prototypes=(2,), cid_samples=0, momentum=0., tau=.5), **cfg}), n)
 
 
 def test_each_memory_holds_its_own_modality():
@@ -258,7 +258,7 @@ def test_prototypes_are_new_in_every_epoch():
 
 def test_rho_is_that_of_the_new_prototypes():
     "Notices rho kept from the old prototypes: all weights of an epoch would be taken against numbers of another one."
-    method, idx = cmpc(4, ks=(2,)), torch.arange(4)
+    method, idx = cmpc(4, num_prototypes=(2,)), torch.arange(4)
     v, f = torch.stack([E1, E1, E2, E2]), torch.stack([E1, E2, E1, E2])
     method.loss(v, v, idx)
     method.on_epoch_start(1)
@@ -297,7 +297,7 @@ def test_delta_weighs_the_alignment_and_every_batch_draws_its_negatives():
     "Notices delta on the other loss, and the same random negatives in every batch."
     torch.manual_seed(0)
     v, f, _ = both(8, 4)
-    cfg = FAAConfig(delta=.75, negatives='random', fusion=FusionConfig(dim=4, layers=1, heads=1, inner=4))
+    cfg = FAAConfig(delta=.75, negative_mining='random', fusion=FusionConfig(dim=4, layers=1, heads=1, inner=4))
     method = FAA(towers(4), cfg, 8).eval()
     idx, losses = torch.arange(8), []
     for step in range(2):
@@ -317,7 +317,7 @@ def test_c_is_halved_by_the_method():
 
 def test_prototypes_are_those_of_the_other_modality():
     "Notices a voice that is compared with prototypes of voices, and weights that are never given."
-    method, idx = cmpc(3, ks=(2,)), torch.arange(3)
+    method, idx = cmpc(3, num_prototypes=(2,)), torch.arange(3)
     v, f = torch.stack([E1, E2, E2]), torch.stack([E1, E1, E2])
     method.loss(v, f, idx)
     method.on_epoch_start(1)
@@ -329,12 +329,12 @@ def test_prototypes_are_those_of_the_other_modality():
 
 def test_the_warm_up_counts_samples():
     "Notices a warm-up in batches, and released prototypes that act one batch late."
-    method, z, idx = cmpc(2, warmup=4), torch.stack([E1, E2]), torch.arange(2)
+    method, z, idx = cmpc(2, cid_samples=4), torch.stack([E1, E2]), torch.arange(2)
     for epoch, done in ((1, False), (2, True)):
         method.loss(z, z, idx)
         method.on_epoch_start(epoch)
         assert (method.prototypes() is not None) == done
-    cfg = ReleasedCMPCConfig(ks=(2,), warmup=4, every=2)
+    cfg = ReleasedCMPCConfig(num_prototypes=(2,), cid_samples=4, cluster_every=2)
     released, g = ReleasedCMPC(towers(2), cfg, 6), torch.Generator().manual_seed(0)
     v, f = F.normalize(torch.randn(2, 6, 2, generator=g), dim=2)
     acts = [released.loss(v, f, torch.arange(6))[1] is not None for _ in range(5)]
@@ -442,7 +442,7 @@ def test_a_shortlist_holds_the_most_alike():
 def test_the_projection_is_for_training_only():
     "Notices a projection that is kept at evaluation."
     torch.manual_seed(0)
-    model = VoiceFaceModel(ModelConfig(towers='features', dim=4, voice_dim=3, face_dim=5, projection='separate'))
+    model = VoiceFaceModel(ModelConfig(encoder='linear', dim=4, voice_dim=3, face_dim=5, projection='separate'))
     voice, face = torch.randn(2, 3), torch.randn(2, 5)
     for encode, tower, head, x in ((model.encode_voice, model.voice, model.heads[0], voice),
                                    (model.encode_face, model.face, model.heads[1], face)):
@@ -465,7 +465,7 @@ class Slope(Method):
 
 def slide(path, method, validate=None, **cfg):
     "Train a `Slope` for six steps of eight samples."
-    cfg = TrainConfig(**{**dict(samples=48, batch_size=8, warmup=0, weight_decay=0.), **cfg})
+    cfg = TrainConfig(**{**dict(total_samples=48, batch_size=8, lr_warmup=0, weight_decay=0.), **cfg})
     batch = torch.zeros(8, 1), torch.zeros(8, 1), torch.arange(8)
     return training.fit(method, lambda epoch, start: [batch]*(2 - start), 2, cfg, RunFolder(path), validate, quiet=True)
 
@@ -473,14 +473,14 @@ def slide(path, method, validate=None, **cfg):
 def test_the_learning_rate_counts_samples(tmp_path):
     "Notices a schedule by steps: 6 steps of 8 samples, up over the first 32, have rates of 1, 2, 3, 4, 5, 4 tenths."
     method = Slope()
-    slide(tmp_path, method, warmup=32, lr=.5, lr_start=.1, lr_end=.3)
+    slide(tmp_path, method, lr_warmup=32, peak_lr=.5, lr_start=.1, lr_end=.3)
     assert method.at.item() == pytest.approx(1 - (.1 + .2 + .3 + .4 + .5 + .4), abs=1e-5)
 
 
 def test_weight_decay_decays(tmp_path):
     "Notices weight decay that is lost: without a gradient, AdamW leaves 1 - rate*decay of a weight in each step."
     method = Slope(0.)
-    slide(tmp_path, method, optimizer='adamw', weight_decay=.5, lr=.1, lr_start=.1, lr_end=.1)
+    slide(tmp_path, method, optimizer='adamw', weight_decay=.5, peak_lr=.1, lr_start=.1, lr_end=.1)
     assert method.at.item() == pytest.approx(.95**6, abs=1e-6)
 
 
@@ -496,7 +496,7 @@ def test_adam_decays_by_a_gradient_and_adamw_by_a_factor(optimizer, left):
 def test_the_first_of_equal_epochs_is_kept_and_stops_the_run(tmp_path):
     "Notices a best epoch that is the worst, and patience of one epoch more."
     scores = iter([.5, .7, .7, .6, .9])
-    result = slide(tmp_path, Slope(), lambda m: next(scores), samples=160, patience=2)
+    result = slide(tmp_path, Slope(), lambda m: next(scores), total_samples=160, patience=2)
     assert (result.state.best_epoch, result.state.best, result.state.epoch) == (2, pytest.approx(.7), 4)
 
 
@@ -506,7 +506,7 @@ def test_a_gradient_is_clipped_for_all_numbers_together(tmp_path):
     real = training.make_optimizer
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, 'make_optimizer', lambda *a: opt.append(real(*a)) or opt[0])
-        slide(tmp_path, method, samples=8, clip=2.)
+        slide(tmp_path, method, total_samples=8, grad_clip=2.)
     assert opt[0].state[method.at]['exp_avg_sq'].item() == pytest.approx(.001*2**2, rel=1e-4)
 
 
@@ -518,7 +518,7 @@ def test_an_epoch_that_is_resumed_does_not_start_again(tmp_path):
         yield batch
         if epoch: raise RuntimeError('power cut')
         yield batch
-    cfg = TrainConfig(samples=48, batch_size=8, warmup=0, checkpoint_every=1)
+    cfg = TrainConfig(total_samples=48, batch_size=8, lr_warmup=0, checkpoint_every=1)
     with pytest.raises(RuntimeError, match='cut'): training.fit(method, cut, 2, cfg, RunFolder(tmp_path), quiet=True)
     assert started == [0, 1]
     training.fit(method, lambda epoch, start: [batch]*(2 - start), 2, cfg, RunFolder(tmp_path), quiet=True)
@@ -643,9 +643,9 @@ def test_training_validates_without_augmentation_and_records_whom_it_met(media, 
     monkeypatch.setattr(training_run, 'fit', fit)
     monkeypatch.setattr(training_run, 'valid_auc', lambda method, b, who: batches.append(list(b)) or 0.)
     settings = Settings(data=tmp_path, runs=tmp_path, device='cpu', workers=0)
-    changes = {'corpus': str(media.root), 'data.seconds': 1., 'data.size': 16,
-               'train.batch_size': 4, 'train.samples': 8, 'train.warmup': 4}
-    recipe = recipes.load_recipe('demo', changes)
+    changes = {'corpus': str(media.root), 'data.crop_seconds': 1., 'data.face_size': 16,
+               'train.batch_size': 4, 'train.total_samples': 8, 'train.lr_warmup': 4}
+    recipe = recipes.load_recipe('cid-demo', changes)
     training_run.train(recipe, tmp_path/'run', settings, quiet=True)
     assert len(given['identities']) == 5
     for (voice, face, idx), in batches:

@@ -30,14 +30,14 @@ def settings(home, monkeypatch): monkeypatch.setenv('VFASSOC_SETTINGS', str(home
 
 
 def test_a_run_on_the_packed_form_is_the_run_on_the_files(home, capsys):
-    size = CHANGES['data.size']
+    size = CHANGES['data.face_size']
     assert main(['pack', 'tiny', '-o', 'packed', '--set',
                  'shard_mb=1']) == 0 and main(['pack', 'tiny', '-o', 'pixels', '--set', f'pixels={size}']) == 0
     assert capsys.readouterr().out.split() == [str(home/'data/packed'), str(home/'data/pixels')]
     ends = {}
     for corpus in ('tiny', 'packed', 'pixels'):
         if corpus == 'pixels': shutil.move(home/'data/tiny', home/'data/away') # the tree is not needed any more
-        assert train(load_recipe('demo', {**CHANGES, 'corpus': corpus}), home/'runs'/corpus, here(home),
+        assert train(load_recipe('cid-demo', {**CHANGES, 'corpus': corpus}), home/'runs'/corpus, here(home),
                      quiet=True).finished
         table = evaluate_run(home/'runs'/corpus, here(home), PROTOCOL).table
         ends[corpus] = (pd.read_csv(home/'runs'/corpus/'history.csv').loss.tolist(),
@@ -56,14 +56,14 @@ def test_a_run_on_the_packed_form_is_the_run_on_the_files(home, capsys):
 def test_a_run_on_files_is_evaluated_in_the_packed_form(home):
     if not is_packed(home/'data/packed'): assert main(['pack', 'tiny', '-o', 'packed']) == 0
     run = home/'runs/both'
-    assert train(load_recipe('demo', {**CHANGES, 'corpus': 'tiny'}), run, here(home), quiet=True).finished
+    assert train(load_recipe('cid-demo', {**CHANGES, 'corpus': 'tiny'}), run, here(home), quiet=True).finished
     a, b = (evaluate_run(run, here(home), PROTOCOL, corpus=c).table for c in ('tiny', 'packed'))
     pd.testing.assert_frame_equal(a, b)
 
 
 def test_refusals_are_one_line(home, capsys):
     if not is_packed(home/'data/pixels'):
-        assert main(['pack', 'tiny', '-o', 'pixels', '--set', f'pixels={CHANGES["data.size"]}']) == 0
+        assert main(['pack', 'tiny', '-o', 'pixels', '--set', f'pixels={CHANGES["data.face_size"]}']) == 0
     def said(*words):
         assert main(list(words)) == 2
         err = [line for line in capsys.readouterr().err.split('\n') if line.startswith('vfassoc: ')]
@@ -72,11 +72,11 @@ def test_refusals_are_one_line(home, capsys):
     assert 'holds a packed corpus already' in said('pack', 'tiny', '-o', 'pixels')
     assert 'is packed already' in said('pack', 'pixels', '-o', 'twice')
     assert 'pixels = 7' in said('pack', 'tiny', '-o', 'x', '--set', 'pixels=7')
-    assert 'packed as pixels of 32 x 32, data.size is 64' in said('train', 'demo', '--corpus', 'pixels', '--run',
-                                                                  'big', '--set', 'data.size=64', '--set',
-                                                                  'data.seconds=1', '--set', 'train.batch_size=8',
-                                                                  '--set', 'train.samples=16', '--set',
-                                                                  'train.warmup=8')
+    assert 'packed as pixels of 32 x 32, data.face_size is 64' in said('train', 'cid-demo', '--corpus', 'pixels', '--run',
+                                                                  'big', '--set', 'data.face_size=64', '--set',
+                                                                  'data.crop_seconds=1', '--set', 'train.batch_size=8',
+                                                                  '--set', 'train.total_samples=16', '--set',
+                                                                  'train.lr_warmup=8')
     assert 'is packed; what was checked and kept was decided for the tree' in said('prepare', 'pixels', '--check',
                                                                                    'full')
     assert 'is packed' in said('prepare', 'pixels', '--shared', 'keep') and main(['prepare', 'pixels']) == 0

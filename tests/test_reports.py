@@ -316,11 +316,11 @@ def test_ablations_with_what_a_grid_has(tmp_path, name):
 
 # ---- runs that are not what they are called
 
-CMPC = {'name': 'cmpc', 'ks': [4], 'warmup': 2000}
+CMPC = {'name': 'cmpc', 'num_prototypes': [4], 'cid_samples': 2000}
 
 def test_a_run_that_never_left_its_warm_up(tmp_path):
     short, long, cid = (make_run(tmp_path/k, tmp_path/'corpus', i, name, method=m) for i, (k, name, m) in enumerate(
-        [('short', 'CMPC', CMPC), ('long', 'CMPC 300', {**CMPC, 'warmup': 300}), ('cid', 'CID', {**CMPC, 'prototypes': False, 'recalibration': False})]))
+        [('short', 'CMPC', CMPC), ('long', 'CMPC 300', {**CMPC, 'cid_samples': 300}), ('cid', 'CID', {**CMPC, 'prototypes': False, 'recalibration': False})]))
     assert tables.warmup_only(short) == '640 samples trained, prototypes begin after 2000' and not tables.warmup_only(long) and not tables.warmup_only(cid)
     t = tables.paper_table(tables.read_scores([short, long, cid]))
     assert list(t.index[:3]) == ['CMPC (warm-up only)', 'CMPC 300', 'CID']

@@ -90,7 +90,7 @@ def test_a_bad_batch_is_said_where_the_loss_is_read_and_spoils_no_memory(tmp_pat
         if next(n) == 9: v = v*torch.where(idx == idx[3], torch.nan, 1.)[:, None]
         return real(v, f, idx)
     method.loss = loss
-    cfg = TrainConfig(samples=18*8, batch_size=8, warmup=0, checkpoint_every=4)
+    cfg = TrainConfig(total_samples=18*8, batch_size=8, lr_warmup=0, checkpoint_every=4)
     with pytest.raises(RunError, match=r'Memory: 1 of 8 values are not finite \(first: row \d+\)'):
         training.fit(method, toy.batches, 6, cfg, RunFolder(tmp_path), quiet=True)
     tensors, plain = load_tensors(tmp_path/'checkpoints/last.safetensors')
@@ -155,8 +155,8 @@ def test_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
         method.loss = lambda v, f, i: (forward(v, f, i)[0]*(float('nan') if next(n) == at else 1.), None)
     model = toy.build()
     poison(model, 9)
-    cfg = TrainConfig(samples=18*8, batch_size=8, warmup=0, checkpoint_every=4)
-    with pytest.raises(RunError, match=r'not finite at step 10 \(epoch 2\).*lower train.lr'):
+    cfg = TrainConfig(total_samples=18*8, batch_size=8, lr_warmup=0, checkpoint_every=4)
+    with pytest.raises(RunError, match=r'not finite at step 10 \(epoch 2\).*lower train.peak_lr'):
         training.fit(model, toy.batches, 6, cfg, RunFolder(tmp_path), quiet=True)
     tensors, plain = load_tensors(tmp_path/'checkpoints/last.safetensors')
     assert plain['state']['step'] == 8 and all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
@@ -198,9 +198,9 @@ def test_run_folder_is_a_file(tmp_path):
 
 def test_other_configuration_or_model_is_refused(tmp_path):
     toy.run(tmp_path)
-    with pytest.raises(RunError, match='started with lr = 0.005, asked for 0.001'): toy.run(tmp_path, lr=1e-3)
+    with pytest.raises(RunError, match='started with peak_lr = 0.005, asked for 0.001'): toy.run(tmp_path, peak_lr=1e-3)
     opt = torch.optim.Adam(toy.build(dim=16).parameters())
-    cfg = TrainConfig(samples=18*8, batch_size=8, warmup=0, checkpoint_every=4)
+    cfg = TrainConfig(total_samples=18*8, batch_size=8, lr_warmup=0, checkpoint_every=4)
     with pytest.raises(RunError, match='another model or corpus'):
         training.load_checkpoint(RunFolder(tmp_path), toy.build(dim=16), opt, cfg)
 
@@ -245,8 +245,8 @@ def test_fewer_videos_than_a_batch(tmp_path):
 
 
 @pytest.mark.parametrize('bad, words', [
-    (dict(samples=0), 'samples = 0'), (dict(lr=0.), 'lr = 0.0'), (dict(batch_size=1), 'no negative'), (dict(warmup=4_000_000), 'below samples'),
-    (dict(weight_decay=-1.), '0 or more'), (dict(optimizer='sgd'), 'adam, adamw'), (dict(precision='fp8'), 'no, bf16, fp16')])
+    (dict(total_samples=0), 'samples = 0'), (dict(peak_lr=0.), 'lr = 0.0'), (dict(batch_size=1), 'no negative'), (dict(lr_warmup=4_000_000), 'below total_samples'),
+    (dict(weight_decay=-1.), '0 or more'), (dict(optimizer='sgd'), 'adam, adamw'), (dict(mixed_precision='fp8'), 'no, bf16, fp16')])
 def test_impossible_values(bad, words):
     with pytest.raises(training.RunError.__base__, match=words): TrainConfig(**bad)
 

@@ -79,7 +79,7 @@ def main():
     s = Settings(data=Path('data'), runs=Path('runs'), figures=Path('figures'), device='cpu', workers=1)
     write_corpus(s.data/'tiny', SynthConfig(identities=40, videos_per_identity=2, clips=1, seconds=1.0, frames=2, size=48), 1)
     print(summary(open_corpus('tiny', s)))
-    recipe = load_recipe('demo', {'corpus': 'tiny', 'data.seconds': 1.0, 'data.size': 32, 'train.samples': 16, 'train.batch_size': 16, 'train.warmup': 0})
+    recipe = load_recipe('cid-demo', {'corpus': 'tiny', 'data.crop_seconds': 1.0, 'data.face_size': 32, 'train.total_samples': 16, 'train.batch_size': 16, 'train.lr_warmup': 0})
     assert train(recipe, s.runs/'tiny', s, quiet=True).state.step == 1
     evaluate_run(s.runs/'tiny', s, {'replicates': 100, 'candidates': [2]})
     print(as_text(paper_table(read_scores([s.runs/'tiny']))))

@@ -10,11 +10,11 @@ from vfassoc.experiments.runner import run_report
 from vfassoc.experiments.sweeps import Grid, run_grid
 
 SYNTH = dict(identities=24, videos_per_identity=3, seconds=1., frames=1, size=40, train=.5, valid=.17)
-CHANGES = {'corpus': 'tiny', 'data.seconds': 1., 'data.size': 32, 'model.dim': 8, 'train.samples': 96, 'train.batch_size': 8, 'train.warmup': 8, 'train.trace': True}
-KS = {'method.ks': [4, 8], 'method.warmup': 32}
+CHANGES = {'corpus': 'tiny', 'data.crop_seconds': 1., 'data.face_size': 32, 'model.dim': 8, 'train.total_samples': 96, 'train.batch_size': 8, 'train.lr_warmup': 8, 'train.trace': True}
+KS = {'method.num_prototypes': [4, 8], 'method.cid_samples': 32}
 VARIANTS = {'CID': {**KS, 'method.prototypes': False, 'method.recalibration': False}, '+ prototypes': {**KS, 'method.recalibration': False}, 'CMPC': KS,
-            'CMPC as released': {**KS, 'recipe': 'cmpc-released-demo', 'method.every': 5},
-            'CMPC, 2 shots': {'recipe': 'low-shot-demo', 'start': '@CMPC', 'data.shots': 2}, 'supervised': {'recipe': 'supervised-demo'}}
+            'CMPC as released': {**KS, 'recipe': 'cmpc-released-demo', 'method.cluster_every': 5},
+            'CMPC, 2 shots': {'recipe': 'low-shot-demo', 'init_from': '@CMPC', 'data.shots': 2}, 'supervised': {'recipe': 'dimnet-i-demo'}}
 PROTOCOL = dict(replicates=100, verification_trials=200, matching_trials=100, candidates=[2])
 
 

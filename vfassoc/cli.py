@@ -15,7 +15,7 @@ New here?  `vfassoc demo` draws a corpus, trains, evaluates and writes a report,
 
 Your own corpus (a folder in the VoxCeleb1 tree, see data/README.md), step by step:
   vfassoc prepare data/mine                     look at every file once, print what is there
-  vfassoc train demo --corpus mine --run mine   train the recipe `demo` on it, into runs/mine
+  vfassoc train cid-demo --corpus mine --run mine  train the recipe `cid-demo` on it, into runs/mine
   vfassoc evaluate mine                         score it on the test identities
   vfassoc report evaluate --run mine            tables and figures, as one HTML file
 """
@@ -134,7 +134,7 @@ def cost(a, s):
     recipe = load_recipe(a.recipe, changes(a.set, 'cost'))
     require(0 < a.tera < 1e9, 'cost', 'tera', a.tera, 'above 0, below 1e9')
     size = SPLITS[method_class(recipe.method).paper_split]
-    for k, x in {**count(recipe, size, a.tera), **disk(size, recipe.data.size)}.items(): print(f'{k:<28} {x:,}')
+    for k, x in {**count(recipe, size, a.tera), **disk(size, recipe.data.face_size)}.items(): print(f'{k:<28} {x:,}')
     print(f'for {size.videos:,} training videos of VoxCeleb1; counted, not timed')
 
 
@@ -217,10 +217,10 @@ def parser():
     q.add_argument('-o', '--output', required=True, metavar='FILE.npz', help='name under `data`, or a path')
     q.add_argument('--set', **many, help='for `faa`: voice_weights=..., face_weights=..., seconds=5, size=112; may be repeated')
     q = add(train, 'train a recipe; the same command continues a run that was stopped')
-    q.add_argument('recipe', help='demo, cmpc-demo, cmpc-voxceleb1, ... (a wrong name lists all), or a JSON file')
+    q.add_argument('recipe', help='cid-demo, cmpc-demo, cmpc-voxceleb1, ... (a wrong name lists all), or a JSON file')
     q.add_argument('--run', help='name under `runs`, or a path (default: the name of the recipe)')
     q.add_argument('--corpus', help="instead of the recipe's")
-    q.add_argument('--set', **many, help='change a field, e.g. train.seed=3, train.samples=100000, method.tau=0.05; may be repeated')
+    q.add_argument('--set', **many, help='change a field, e.g. train.seed=3, train.total_samples=100000, method.tau=0.05; may be repeated')
     q.add_argument('--show', action='store_true', help='print the recipe and stop')
     q = add(cost, 'count the operations of a recipe on VoxCeleb1, and its hours at a given rate')
     q.add_argument('recipe', help='cmpc-voxceleb1, faa-voxceleb1, ..., or a JSON file')
@@ -245,7 +245,7 @@ def parser():
     q.add_argument('--run', help='name under `runs`, or a path: a folder for all cells (default: the name of the grid)')
     q.add_argument('--jobs', type=int, default=0, help='cells at once (default: one per core; one on a GPU)')
     q.add_argument('--scheduler', default='', metavar='ADDRESS', help='of a Dask scheduler, for several machines that share a disk')
-    q.add_argument('--set', **many, help='a field of the grid, e.g. seeds=[0,1], changes.train.samples=5000; may be repeated')
+    q.add_argument('--set', **many, help='a field of the grid, e.g. seeds=[0,1], changes.train.total_samples=5000; may be repeated')
     q = add(report, 'run a report notebook: an executed notebook and an HTML page that opens without a network')
     q.add_argument('name', help='train, evaluate, compare, voxceleb1, ablation_cmpc, claims_cmpc, ablation_faa, claims_faa, rho_histogram, tsne, or the path of a notebook')
     q.add_argument('--run', action='append', help='a run to report on; may be repeated')

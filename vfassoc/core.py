@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MODALITIES', 'printable', 'VfassocError', 'ConfigError', 'CorpusError', 'RunError', 'Terminated', 'temporary',
            'sweep', 'atomic_path', 'write_json', 'read_json', 'occupied', 'end_workers', 'claim', 'claims',
-           'read_table', 'from_dict', 'to_dict', 'require', 'Registry', 'user_path', 'Settings', 'load_settings',
-           'rng_for', 'seed_everything', 'progress', 'rank_and_world', 'gather_rows', 'barrier_before_exit',
-           'provenance', 'RunFolder', 'open_run']
+           'read_table', 'from_dict', 'to_dict', 'require', 'Registry', 'current_name', 'current_keys', 'user_path',
+           'Settings', 'load_settings', 'rng_for', 'seed_everything', 'progress', 'rank_and_world', 'gather_rows',
+           'barrier_before_exit', 'provenance', 'RunFolder', 'open_run']
 
 # %% ../nbs/12_appendix/01_core.ipynb #d389f9ed
 import contextlib, dataclasses, errno, functools, hashlib, importlib.metadata, inspect, json, math, os, pkgutil, platform, random, re, subprocess, sys, tempfile, time, types, typing
@@ -372,6 +372,56 @@ class Registry:
             why = ' '.join(f'{type(e).__name__}: {e}'.split())[:160]
             raise ConfigError(f'{where} = {_told(name)}: cannot be imported as a {self.kind} ({why}); install the package, or put its folder on PYTHONPATH') from None
         return self._outside[name]
+
+# %% ../nbs/12_appendix/01_core.ipynb #c5e1a0d3
+_OLD_KEYS = { # of a recipe: the dotted key of the release before -> its name now
+    'data.seconds': 'data.crop_seconds', 'data.size': 'data.face_size', 'data.features': 'data.feature_file',
+    'model.towers': 'model.encoder', 'train.samples': 'train.total_samples', 'train.lr': 'train.peak_lr',
+    'train.warmup': 'train.lr_warmup', 'train.clip': 'train.grad_clip', 'train.precision': 'train.mixed_precision',
+    'method.warmup': 'method.cid_samples', 'method.ks': 'method.num_prototypes', 'method.every': 'method.cluster_every',
+    'method.match': 'method.use_fusion', 'method.align': 'method.alignment_loss',
+    'method.clusters': 'method.clustering', 'method.negatives': 'method.negative_mining', 'start': 'init_from'}
+_OLD_VALUES = {'model.encoder': {'faa': 'ecapa+inception', 'features': 'linear'}, 'method.name': {'identity': 'dimnet-i'}}
+_noticed:set[str] = set() # what this process has said already
+
+def _notice(old:str, new:str):
+    "Say once in a process that a word has another name now."
+    line = printable(f'{old} is now {new}')
+    if line not in _noticed: print(line, file=sys.stderr, flush=True)
+    _noticed.add(line)
+
+def current_name(
+    name:str, # as typed
+    old:dict[str, str], # names of the release before -> names now
+) -> str: # the name now
+    "Translate a name of the release before, with one line of notice."
+    if name not in old: return name
+    _notice(name, old[name])
+    return old[name]
+
+def current_keys(
+    d:dict, # a recipe or a part of it: nested, or with dotted keys
+    where:str, # what to call it in an error
+    notice:bool=True, # say on stderr what has another name now
+    prefix:str='', # of the keys of `d`: 'train.' for the table `train`
+    method:str='', # name of the method, if `d` does not say it
+) -> dict: # the same with the keys and values of this release
+    "Translate the keys and values of the release before. Raises `ConfigError` if a key is there in both spellings."
+    named = d.get('method')
+    method = d.get('method.name') or (named.get('name') if isinstance(named, dict) else None) or d.get(f'{prefix}name' if prefix == 'method.' else '') or method
+    out, given = {}, {prefix + str(k) for k in d}
+    for k,v in d.items():
+        key = old = prefix + str(k)
+        if key in _OLD_KEYS and (key != 'method.every' or method == 'cmpc-released'): key = _OLD_KEYS[key]
+        if key != old:
+            if key in given: raise ConfigError(f'{where}: {old} and {key} are one setting; give {key} alone')
+            if notice: _notice(old, key)
+        if isinstance(v, dict): v = current_keys(v, where, notice, f'{key}.', method)
+        elif isinstance(v, str) and v in _OLD_VALUES.get(key, ()):
+            if notice: _notice(f'{key} = {v}', _OLD_VALUES[key][v])
+            v = _OLD_VALUES[key][v]
+        out[key[len(prefix):] if key != old else k] = v
+    return out
 
 # %% ../nbs/12_appendix/01_core.ipynb #037015be
 def user_path(

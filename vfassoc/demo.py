@@ -14,7 +14,7 @@ from vfassoc.training.recipes import load_recipe
 from vfassoc.training.run import open_corpus, train
 
 CORPUS = SynthConfig(identities=400) # 280 people to learn from, 40 to choose the checkpoint by, 80 to be tested on
-RECIPES = ('demo', 'cmpc-demo', 'faa-demo') # trained one after another, each into runs/NAME; FAA on the features of the first
+RECIPES = ('cid-demo', 'cmpc-demo', 'faa-demo') # trained one after another, each into runs/NAME; FAA on the features of the first
 
 
 def run_demo(settings:Settings):
@@ -33,7 +33,7 @@ def _steps(settings):
     runs = [settings.runs/name for name in RECIPES]
     for name, run in zip(RECIPES, runs):
         recipe = load_recipe(name, {'train.seed': settings.seed})
-        if recipe.data.features and not (file := features_path(recipe.data.features, settings)).exists():
+        if recipe.data.feature_file and not (file := features_path(recipe.data.feature_file, settings)).exists():
             say(3, f'embedding the corpus with the towers of {runs[0]}, for {recipe.name} to start from')
             make_features(str(runs[0]), recipe.corpus, file, settings)
         say(3, f'training {recipe.name} into {run}')

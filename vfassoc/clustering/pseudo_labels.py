@@ -55,7 +55,7 @@ def pseudo_labels(
     if clusters >= n: return torch.arange(n, device=rows.device)
     if float((rows - rows[0]).abs().max()) <= 1e-6*float(rows.abs().max()):
         raise RunError(f'clustering: all {n} videos fall into one cluster: their vectors are equal, '
-                       'the model has collapsed; lower train.lr')
+                       'the model has collapsed; lower train.peak_lr')
     start = None
     if previous is not None and int(previous.max()) + 1 == clusters:
         count = torch.bincount(previous, minlength=clusters)

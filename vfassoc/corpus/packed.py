@@ -133,7 +133,7 @@ class PackedMedia:
         if self.kind[self.at[int(row)]] == BYTES: return self._named(lambda: read_face(_Bytes(x), size, flip), row)
         if size != self.pixels:
             raise CorpusError(f'{self.root}: its faces are packed as pixels of {self.pixels} x {self.pixels}, '
-                              f'data.size is {size}; set data.size to {self.pixels}, or pack again')
+                              f'data.face_size is {size}; set data.face_size to {self.pixels}, or pack again')
         x = torch.from_numpy(x.copy()).view(size, size, 3)
         return (x.flip(1) if flip else x).permute(2, 0, 1) # torch mirrors nine times faster than numpy copies backwards
 

@@ -23,17 +23,17 @@ from .manifest import Manifest
 @dataclass(frozen=True)
 class DataConfig:
     "Crops, image size and low-shot setting of a recipe, or the feature file that replaces the media."
-    seconds:float = 5.0 # of sound in a crop
-    size:int = 224 # side of a face, pixels
+    crop_seconds:float = 5.0 # of sound in a crop
+    face_size:int = 224 # side of a face, pixels
     flip:bool = True # mirror half of the training faces
     shots:int = 0 # labelled videos of each training identity, drawn by the seed; 0 = all. Only for methods with labels
     # a file of cached features (under `data` in settings.ini, or a path) instead of the media; '' = the media
-    features:str = ''
+    feature_file:str = ''
 
     def __post_init__(self):
         require(self.shots >= 0, 'data', 'shots', self.shots, '0 (all) or more')
-        require(0.5 <= self.seconds <= 60, 'data', 'seconds', self.seconds, '0.5 to 60')
-        require(16 <= self.size <= 1024, 'data', 'size', self.size, '16 to 1024')
+        require(0.5 <= self.crop_seconds <= 60, 'data', 'crop_seconds', self.crop_seconds, '0.5 to 60')
+        require(16 <= self.face_size <= 1024, 'data', 'face_size', self.face_size, '16 to 1024')
 
 def features_path(
     name:str, # a file under `settings.data`, or a path
@@ -52,7 +52,7 @@ class Source:
         settings:Settings=Settings(), # data, workers
     ):
         self.manifest, self.data, self.workers = manifest, data, settings.workers
-        self.features:Features|None = load_features(features_path(data.features, settings)) if data.features else None
+        self.features:Features|None = load_features(features_path(data.feature_file, settings)) if data.feature_file else None
 
     @property
     def met(self) -> set[str]:
@@ -68,7 +68,7 @@ class Source:
         "Return the dataset with a voice and a face of each video of a split."
         d = self.data
         if self.features: return FeaturePairs(self.manifest, self.features, split, seed, augment, shots)
-        return PairDataset(self.manifest, split, d.seconds, d.size, seed, augment, d.flip, shots)
+        return PairDataset(self.manifest, split, d.crop_seconds, d.face_size, seed, augment, d.flip, shots)
 
     def batches(self,
         pairs:PairDataset|FeaturePairs, # from `pairs`
@@ -87,6 +87,6 @@ class Source:
         "Return batches of every usable file of a modality, or of its vectors."
         if self.features:
             return media_features(self.features, self.manifest, modality, split, max(4096, batch_size), share)
-        files = MediaDataset(self.manifest, modality, split, self.data.seconds, self.data.size)
+        files = MediaDataset(self.manifest, modality, split, self.data.crop_seconds, self.data.face_size)
         return media_loader(files if share[1] == 1 and not start
                             else Subset(files, range(start + share[0], len(files), share[1])), batch_size, self.workers)

@@ -98,7 +98,7 @@ def evaluate_run(
     emb = embed(run.model, source, split)
     best, people = oracle_scorer(m, split), {*run.identities, *source.met}
     result = evaluate_scorers(scorers_of(run, emb, cfg), emb, cfg, best, people)
-    said = unheard(emb.voices, None if source.features else recipe.data.seconds)
+    said = unheard(emb.voices, None if source.features else recipe.data.crop_seconds)
     for line in said: print(f'{run.path}: {line}', file=sys.stderr)
     result = replace(result, notes=[*result.notes, *said])
     save_embeddings(run.folder, emb)

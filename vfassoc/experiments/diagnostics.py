@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ..clustering.kmeans import kmeans
 from ..clustering.quality import joined_pairs, nmi, purity
-from ..core import RunError, Settings, from_dict, open_run, read_json, read_table, rng_for
+from ..core import RunError, Settings, open_run, read_table, rng_for
 from ..corpus.manifest import Manifest
 from ..evaluation.metrics import auc
 from .plots import COLORS, GREY, INK, STYLES, subplots, epoch_axis
 from ..synthetic.corpus import read_truth
 from ..training.checkpoint import load_tensors
-from ..training.recipes import Recipe
+from ..training.recipes import stored_recipe
 from ..training.run import open_corpus
 
 # %% ../../nbs/10_experiments/05_diagnostics.ipynb #1f03e1e3
@@ -41,7 +41,7 @@ def training_videos(
     settings:Settings, # where its corpus is
 ) -> tuple[pd.DataFrame, Manifest]: # a row per training video, in the order of the traces: identity, video, voices, faces, and deviate if planted
     "Who the rows of a trace are; `RunError` if the corpus has changed since."
-    recipe = from_dict(Recipe, read_json(open_run(run).config), str(run))
+    recipe = stored_recipe(open_run(run).config)
     m, stamp = open_corpus(recipe.corpus, settings), read_table(open_run(run).provenance)
     if stamp.get('corpus_hash') != m.hash: raise RunError(f'{run}: was trained on another state of {m.root}; train it again, or bring the old corpus back')
     t = m.videos('train')

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from accelerate.state import AcceleratorState, PartialState
 
-from ..core import (ConfigError, RunError, RunFolder, Settings, Terminated, VfassocError, claims, from_dict,
+from ..core import (ConfigError, RunError, RunFolder, Settings, Terminated, VfassocError, claims, current_keys, current_name, from_dict,
                           occupied, progress, read_json, read_table, require, temporary, to_dict, write_json)
 from ..corpus.features import load_features
 from ..corpus.source import features_path
@@ -26,7 +26,7 @@ from ..evaluation.run import evaluate_run
 from ..synthetic.corpus import SynthConfig, write_corpus
 from ..training.extract import make_features
 from ..training.loop import StopFlag, interruption, stop_when
-from ..training.recipes import Recipe, load_recipe
+from ..training.recipes import Recipe, load_recipe, stored_recipe
 from ..training.run import corpus_path, open_corpus, run_path, train, weights_hash
 
 # %% ../../nbs/10_experiments/01_sweeps.ipynb #62807486
@@ -34,7 +34,7 @@ from ..training.run import corpus_path, open_corpus, run_path, train, weights_ha
 class Grid:
     "A comparison: variants, seeds, protocol."
     recipe:str # the base of every variant: a name or a JSON file
-    variants:dict # name in tables -> changes by dotted keys; 'recipe' takes another base, 'start': '@NAME' starts from that variant
+    variants:dict # name in tables -> changes by dotted keys; 'recipe' takes another base, 'init_from': '@NAME' starts from that variant
     seeds:tuple[int, ...] = (0, 1, 2, 3, 4) # train.seed of each repetition
     changes:dict = field(default_factory=dict) # for all variants
     evaluate:dict = field(default_factory=dict) # fields of ProtocolConfig
@@ -66,9 +66,10 @@ def cells(
     root:Path, # the grid's folder: VARIANT/seed0 for each cell
 ) -> list[Cell]: # in an order in which they can run
     "Every cell of a grid, its recipe checked; `ConfigError` for a variant that cannot be."
-    todo, out, after = list(grid.variants), [], {}
+    variants = {v: current_keys(x, f'grid: {v}') for v, x in grid.variants.items()}
+    todo, out, after = list(variants), [], {}
     for v in todo:
-        start = grid.variants[v].get('start', '')
+        start = variants[v].get('init_from', '')
         after[v] = start[1:] if str(start).startswith('@') else ''
         if after[v] and after[v] not in grid.variants: raise ConfigError(f'grid: {v} starts from {after[v]!r}, which is no variant; there are: {", ".join(grid.variants)}')
     while todo:
@@ -76,11 +77,11 @@ def cells(
         if not ready: raise ConfigError(f'grid: {", ".join(todo)} start from each other in a circle')
         todo = [v for v in todo if v not in ready]
         for v in ready:
-            changes = {**grid.changes, **grid.variants[v]}
+            changes = {**current_keys(grid.changes, 'grid: changes'), **variants[v]}
             base = changes.pop('recipe', grid.recipe)
             for seed in grid.seeds:
                 own = {'name': v, **changes, 'train.seed': seed}
-                if after[v]: own['start'] = str(root.resolve()/_slug(after[v])/f'seed{seed}')
+                if after[v]: own['init_from'] = str(root.resolve()/_slug(after[v])/f'seed{seed}')
                 out.append(Cell(v, seed, root/_slug(v)/f'seed{seed}', load_recipe(base, own), after[v]))
     return out
 
@@ -89,10 +90,10 @@ _TABLE3 = {'CID': {'method.prototypes': False, 'method.recalibration': False}, '
 
 def _faa_rows(clusters:int) -> dict: # variants
     "The six rows of FAA's Table 3, and what its claims need besides: other negatives, Self-Lifting."
-    fixed, alone = {'method.clusters': 'fixed', 'method.n_clusters': clusters}, {'method.match': False}
-    return {'contrastive': {'method.align': 'contrastive', **fixed, **alone}, 'contrastive, fused': {'method.align': 'contrastive', **fixed, 'method.negatives': 'random'},
-            'multi-similarity': {**fixed, **alone}, 'multi-similarity, progressive': alone, 'multi-similarity, progressive from 1 epoch': {**alone, 'method.patience': 1}, 'multi-similarity, fused': {**fixed, 'method.negatives': 'random'},
-            'FAA': {'method.negatives': 'hardest'}, 'FAA, sampled negatives': {'method.negatives': 'sampled'}, 'FAA, random negatives': {'method.negatives': 'random'},
+    fixed, alone = {'method.clustering': 'fixed', 'method.n_clusters': clusters}, {'method.use_fusion': False}
+    return {'contrastive': {'method.alignment_loss': 'contrastive', **fixed, **alone}, 'contrastive, fused': {'method.alignment_loss': 'contrastive', **fixed, 'method.negative_mining': 'random'},
+            'multi-similarity': {**fixed, **alone}, 'multi-similarity, progressive': alone, 'multi-similarity, progressive from 1 epoch': {**alone, 'method.patience': 1}, 'multi-similarity, fused': {**fixed, 'method.negative_mining': 'random'},
+            'FAA': {'method.negative_mining': 'hardest'}, 'FAA, sampled negatives': {'method.negative_mining': 'sampled'}, 'FAA, random negatives': {'method.negative_mining': 'random'},
             'Self-Lifting': {**fixed, **alone, 'method.beta': 50., 'method.eps': None}}
 
 _FAA_EVAL = dict(replicates=100, candidates=[2])
@@ -103,36 +104,43 @@ GRIDS = {
     'claims-cmpc': dict(
         recipe='cmpc-demo',
         synth=dict(identities=240, videos_per_identity=12, seconds=1.6, frames=2, size=64, train=.5, valid=.1),
-        changes={'corpus': 'claims', 'data.seconds': 1.5, 'train.samples': 11_264, 'train.warmup': 1_408, 'train.trace': True},
-        variants={**{k: {'method.ks': [60, 120, 180], 'method.warmup': 1_408, **v} for k,v in _TABLE3.items()},
-                  'CMPC, few prototypes': {'method.ks': [6, 12, 24], 'method.warmup': 1_408},
-                  'CMPC as released': {'recipe': 'cmpc-released-demo', 'method.ks': [60, 120, 180], 'method.warmup': 1_408, 'method.every': 44},
-                  **{f'{base}, {k} shot{"s"*(k > 1)}': {'recipe': 'low-shot-demo', 'start': f'@{start}', 'data.shots': k, 'train.samples': min(2_560, 1_280*k), 'train.warmup': 256}
+        changes={'corpus': 'claims', 'data.crop_seconds': 1.5, 'train.total_samples': 11_264, 'train.lr_warmup': 1_408, 'train.trace': True},
+        variants={**{k: {'method.num_prototypes': [60, 120, 180], 'method.cid_samples': 1_408, **v} for k,v in _TABLE3.items()},
+                  'CMPC, few prototypes': {'method.num_prototypes': [6, 12, 24], 'method.cid_samples': 1_408},
+                  'CMPC as released': {'recipe': 'cmpc-released-demo', 'method.num_prototypes': [60, 120, 180], 'method.cid_samples': 1_408, 'method.cluster_every': 44},
+                  **{f'{base}, {k} shot{"s"*(k > 1)}': {'recipe': 'low-shot-demo', 'init_from': f'@{start}', 'data.shots': k, 'train.total_samples': min(2_560, 1_280*k), 'train.lr_warmup': 256}
                      for base, start, ks in (('CID', 'CID', [5]), ('CMPC', '+ recalibration (CMPC)', [1, 2, 5, 10])) for k in ks}},
         evaluate=dict(replicates=100, candidates=[2])),
-    'claims-faa': dict(recipe='faa-demo', synth=dict(identities=400), encoder=dict(run='demo', recipe='demo'), changes={'train.trace': True}, variants=_faa_rows(280), evaluate=_FAA_EVAL),
-    'claims-faa-strangers': dict(
-        recipe='faa-demo', synth=dict(identities=400), changes={'data.features': 'demo-strangers.npz', 'train.trace': True}, variants=_faa_rows(280), evaluate=_FAA_EVAL,
-        encoder=dict(run='encoders', recipe='encoders-demo', synth=dict(identities=400, train=.9, valid=.1, seed=1000))),
-    'compare': dict(recipe='demo', synth=dict(identities=400), encoder=dict(run='demo', recipe='demo'),
+    'claims-faa': dict(recipe='faa-demo', synth=dict(identities=400), encoder=dict(run='cid-demo', recipe='cid-demo'), changes={'train.trace': True}, variants=_faa_rows(280), evaluate=_FAA_EVAL),
+    'claims-faa-pretrained': dict(
+        recipe='faa-demo', synth=dict(identities=400), changes={'data.feature_file': 'demo-strangers.npz', 'train.trace': True}, variants=_faa_rows(280), evaluate=_FAA_EVAL,
+        encoder=dict(run='encoders', recipe='pretrain-demo', synth=dict(identities=400, train=.9, valid=.1, seed=1000))),
+    'compare': dict(recipe='cid-demo', synth=dict(identities=400), encoder=dict(run='cid-demo', recipe='cid-demo'),
                     variants={'CID': {}, 'CMPC': {'recipe': 'cmpc-demo'}, 'Self-Lifting': {'recipe': 'self-lifting-demo'}, 'FAA': {'recipe': 'faa-demo'}}),
     'ablation-faa-libri-lfw': dict(recipe='faa-libri-lfw', changes={'train.trace': True}, variants=_faa_rows(140), evaluate=_FAA_EVAL),
     'ablation-faa-voxceleb1': dict(recipe='faa-features-voxceleb1', variants=_faa_rows(1000), seeds=[0, 1, 2]),
     'ablation-voxceleb1': dict(recipe='cmpc-voxceleb1', variants={**_TABLE3, 'CMPC as released': {'recipe': 'cmpc-released-voxceleb1'}}, changes={'train.trace': True}, seeds=[0, 1, 2]),
 }
 
+_OLD_GRIDS = {'claims-faa-strangers': 'claims-faa-pretrained'} # names that are read for one release
+
 def load_grid(
     name:str|Path, # a key of GRIDS, or a JSON file with the same fields
     changes:dict|None=None, # fields to replace, e.g. {'seeds': [0, 1]}; 'changes.KEY' adds a change for all variants
 ) -> Grid: # checked
     "A grid by name or file; `ConfigError` on anything unknown or impossible."
+    name = current_name(str(name), _OLD_GRIDS)
     if str(name) in GRIDS: d = {**GRIDS[str(name)]}
     elif str(name).endswith('.json'):
         try: d = {**read_json(name)}
         except (RunError, TypeError) as e: raise ConfigError(f'grid {e}') from None
     else: raise ConfigError(f'grid {name}: unknown; known: {", ".join(GRIDS)}, or a path that ends in .json')
+    def words(x, key): return current_keys(x, f'grid {name}: {key}') if isinstance(x, dict) else x
+    if 'changes' in d: d['changes'] = words(d['changes'], 'changes')
+    if isinstance(d.get('variants'), dict): d['variants'] = {v: words(x, v) for v, x in d['variants'].items()}
     for k,v in (changes or {}).items():
         table, dot, key = k.partition('.')
+        if table == 'changes' and dot: (key, v), = current_keys({key: v}, f'grid {name}').items()
         require(not dot or any(f.name == table and f.type is dict for f in fields(Grid)), f'grid {name}', k, v, f'the whole of {table}, which is no table')
         d[table] = {**d.get(table, {}), key: v} if dot else v
     return from_dict(Grid, d, f'grid {name}')
@@ -146,9 +154,9 @@ def is_finished(
     "Is this cell trained to its end, by this recipe, and scored by this protocol?"
     run = RunFolder(cell.path)
     if not (run.metrics.is_file() and run.provenance.is_file() and run.config.is_file()): return False
-    stamp, recipe = read_table(run.provenance, features=dict, evaluated=dict), from_dict(Recipe, read_json(run.config), str(run.config))
-    if recipe.start and stamp.get('start_sha256') != weights_hash(recipe.start): return False # the run it started from is another now
-    if name := recipe.data.features:
+    stamp, recipe = read_table(run.provenance, features=dict, evaluated=dict), stored_recipe(run.config)
+    if recipe.init_from and stamp.get('start_sha256') != weights_hash(recipe.init_from): return False # the run it started from is another now
+    if name := recipe.data.feature_file:
         path = features_path(name, settings)
         if not path.is_file() or load_features(path).digest != stamp.get('features', {}).get('sha256'): return False # nor are its features
     want = to_dict(from_dict(ProtocolConfig, protocol))
@@ -201,8 +209,8 @@ def run_cell(
 
 def _train_and_score(cell:Cell, protocol:dict, settings:Settings, threads:int) -> tuple[str, int]: # how it ended; the signal, if one stopped it
     if is_finished(cell, protocol, settings): return 'finished before', 0
-    if cell.recipe.start and (cell.path/'provenance.json').is_file() and read_table(cell.path/'provenance.json').get('start_sha256') != weights_hash(cell.recipe.start):
-        raise RunError(f'{cell.path}: was started from weights that {cell.recipe.start} no longer has; delete this folder to train it again')
+    if cell.recipe.init_from and (cell.path/'provenance.json').is_file() and read_table(cell.path/'provenance.json').get('start_sha256') != weights_hash(cell.recipe.init_from):
+        raise RunError(f'{cell.path}: was started from weights that {cell.recipe.init_from} no longer has; delete this folder to train it again')
     if threads: torch.set_num_threads(threads)
     for s in (AcceleratorState, PartialState): s._reset_state() # cells of one process may differ in precision
     trained = train(cell.recipe, cell.path, settings, quiet=True)
@@ -224,7 +232,7 @@ def _cleared(stop:Path):
 
 def _features(grid:Grid, plan:list[Cell], settings:Settings, say):
     "Train the encoder of a grid, if it is not there, and cache the features its cells read, if they are not."
-    wanted = {(c.recipe.corpus, c.recipe.data.features) for c in plan if c.recipe.data.features}
+    wanted = {(c.recipe.corpus, c.recipe.data.feature_file) for c in plan if c.recipe.data.feature_file}
     if not (todo := sorted((c, f) for c, f in wanted if not features_path(f, settings).exists())): return
     e = grid.encoder
     recipe, path = load_recipe(e['recipe'], {'train.seed': settings.seed, **e.get('changes', {})}), run_path(e['run'], settings)

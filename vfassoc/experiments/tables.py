@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from ..core import RunError, open_run, read_json, read_table
+from ..core import RunError, current_keys, open_run, read_json, read_table
 from ..evaluation.intervals import seed_interval
 from ..methods.cmpc import CMPCConfig
 from ..methods.cmpc_released import ReleasedCMPCConfig
@@ -29,7 +29,7 @@ RECORD = ('task', 'direction', 'stratum', 'candidates', 'metric', 'value', 'low'
 KEY = ['task', 'direction', 'stratum', 'candidates', 'metric'] # what is measured
 
 def _without_seeds(config):
-    if isinstance(config, dict): return {k: re.sub(r'seed\d+$', 'seed', v) if k == 'start' else _without_seeds(v) for k,v in sorted(config.items()) if k != 'seed'}
+    if isinstance(config, dict): return {k: re.sub(r'seed\d+$', 'seed', v) if k == 'init_from' else _without_seeds(v) for k,v in sorted(config.items()) if k != 'seed'}
     return [_without_seeds(v) for v in config] if isinstance(config, list) else config
 
 def _seeds(config, path='') -> str:
@@ -45,17 +45,18 @@ def warmup_only(
 ) -> str: # e.g. '640 samples trained, prototypes begin after 2240'; '' for a run that became its method
     "Whether CMPC's own warm-up outlasted the run, by its configuration or by `prototypes` of its history."
     run = open_run(run)
-    config = read_json(run.config)
-    method, samples = config.get('method', {}), config.get('train', {}).get('samples')
+    config = current_keys(read_json(run.config), str(run.config), notice=False)
+    method, samples = config.get('method', {}), config.get('train', {}).get('total_samples')
     if (kind := _WARMED.get(method.get('name'))) is None or not method.get('prototypes', True): return ''
-    warmup = method.get('warmup', kind.warmup)
+    warmup = method.get('cid_samples', kind.cid_samples)
     history = pd.read_csv(run.history) if run.history.is_file() else pd.DataFrame()
     never = 'prototypes' in history and len(history) and not history.prototypes.any()
     return f'{samples} samples trained, prototypes begin after {warmup}' if samples is not None and samples <= warmup or never else ''
 
 def _about(run, kind) -> dict:
     "What decides a run's place in a table; scores on people it was trained on are another method's."
-    config, stamp = read_table(run.config), read_table(run.provenance, evaluated=dict, listed=dict) if run.provenance.exists() else {}
+    config = current_keys(read_table(run.config), str(run.config), notice=False)
+    stamp = read_table(run.provenance, evaluated=dict, listed=dict) if run.provenance.exists() else {}
     seen = kind == 'metrics' and read_table(run.metrics, protocol=dict).get('protocol', {}).get('protocol') == 'seen'
     return dict(run=run.path, name=str(config.get('name') or run.path.name) + ', seen-heard'*seen, seed=_seeds(config),
                 recipe=json.dumps([_without_seeds(config), seen]), corpus=stamp.get({'metrics': 'evaluated', 'lists': 'listed'}[kind], stamp).get('corpus_hash'))

@@ -28,11 +28,11 @@ class DIMNetIConfig:
     imprint:bool = False # start each identity's vector at the mean embedding of its first batch, for trained encoders
 
     def __post_init__(self):
-        require(self.tau > 0, 'method identity', 'tau', self.tau, 'above 0')
+        require(self.tau > 0, 'method dimnet-i', 'tau', self.tau, 'above 0')
         ok = self.shared or not self.imprint
-        require(ok, 'method identity', 'imprint', self.imprint, 'false when shared is false')
+        require(ok, 'method dimnet-i', 'imprint', self.imprint, 'false when shared is false')
 
-@register_method('identity')
+@register_method('dimnet-i')
 class DIMNetI(Method):
     "DIMNet-I (Wen et al. 2019) on the unit sphere: one classifier for voices and faces."
     config_class = DIMNetIConfig
@@ -42,9 +42,9 @@ class DIMNetI(Method):
         super().__init__(model)
         names, target = np.unique(np.asarray(identity), return_inverse=True)
         if len(target) != n:
-            raise ConfigError(f'method identity: {len(target)} identities for {n} training videos; give one per video')
+            raise ConfigError(f'method dimnet-i: {len(target)} identities for {n} training videos; give one per video')
         if len(names) < 2:
-            raise ConfigError(f'method identity: {len(names)} identity in the training videos; '
+            raise ConfigError(f'method dimnet-i: {len(names)} identity in the training videos; '
                               'a classifier needs two or more')
         self.cfg, shape = cfg, (len(names), model.cfg.dim)
         self.weight = torch.nn.Parameter(F.normalize(torch.randn(shape), dim=1)) # (C, d)

@@ -25,9 +25,9 @@ from ..models.two_tower import VoiceFaceModel
 class CMPCConfig:
     "CMPC as the paper describes it (§5.1)."
     tau:float = 0.03 # temperature of eq. (1) and (6)
-    ks:tuple[int, ...] = (500, 1000, 1500) # K_r: prototypes of each granularity
+    num_prototypes:tuple[int, ...] = (500, 1000, 1500) # K_r: prototypes of each granularity
     momentum:float = 0.5 # m of eq. (4)(5)
-    warmup:int = 300_000 # samples with CID alone; prototypes begin with the next epoch
+    cid_samples:int = 300_000 # samples with CID alone; prototypes begin with the next epoch
     prototypes:bool = True # Table 3: cross-modal prototype contrast
     recalibration:bool = True # Table 3: instance recalibration
     delta:float = -1. # threshold of the weight, in standard deviations from the mean of rho
@@ -38,9 +38,9 @@ class CMPCConfig:
     def __post_init__(self):
         ok = lambda name, x, allowed: require(x, 'method cmpc', name, getattr(self, name), allowed)
         ok('tau', self.tau > 0, 'above 0')
-        ok('ks', len(self.ks) >= 1 and all(k >= 2 for k in self.ks), 'one or more numbers from 2')
+        ok('num_prototypes', len(self.num_prototypes) >= 1 and all(k >= 2 for k in self.num_prototypes), 'one or more numbers from 2')
         ok('momentum', 0 <= self.momentum <= 1, '0 to 1')
-        ok('warmup', self.warmup >= 0, '0 or more')
+        ok('cid_samples', self.cid_samples >= 0, '0 or more')
         ok('recalibration', self.prototypes or not self.recalibration, 'false when prototypes are off')
         ok('delta', -3 <= self.delta <= 3, '-3 to 3 (standard deviations)')
         ok('kappa', 0 < self.kappa < math.inf, 'above 0')
@@ -53,30 +53,30 @@ class CMPC(Method):
     config_class = CMPCConfig
     def __init__(self, model:VoiceFaceModel, cfg:CMPCConfig, n:int, corpus:str=''):
         super().__init__(model)
-        if cfg.prototypes and max(cfg.ks) > n:
-            raise ConfigError(f'method cmpc: ks = {cfg.ks} on {n} training videos; K can be at most {n}')
+        if cfg.prototypes and max(cfg.num_prototypes) > n:
+            raise ConfigError(f'method cmpc: num_prototypes = {cfg.num_prototypes} on {n} training videos; K can be at most {n}')
         self.cfg, self.seen, self._stacked, self._current = cfg, 0, None, False # `_current`: `_stacked` is that of the buffers
         self.memory = torch.nn.ModuleDict({m: Memory(n, model.cfg.dim, cfg.momentum, corpus=corpus) for m in MODALITIES})
         self.rho, self.cosine = ScalarMemory(n, corpus), ScalarMemory(n, corpus) # eq. (8), and its first term, v.f
         for m in MODALITIES if cfg.prototypes else ():
-            for k in cfg.ks:
+            for k in cfg.num_prototypes:
                 self.register_buffer(f'{m}_centroids_{k}', torch.zeros(k, model.cfg.dim))
                 self.register_buffer(f'{m}_assign_{k}', torch.full((n,), -1))
 
     def _clusters(self, m:str) -> list[Clusters]|None:
         "The clusterings of a modality; None before the first."
         get = lambda what, k: getattr(self, f'{m}_{what}_{k}')
-        if not self.cfg.prototypes or not bool(get('centroids', self.cfg.ks[0]).any()): return None
+        if not self.cfg.prototypes or not bool(get('centroids', self.cfg.num_prototypes[0]).any()): return None
         none = torch.zeros(1, dtype=torch.float64)
-        return [Clusters(get('centroids', k), get('assign', k), torch.zeros_like(get('assign', k), dtype=torch.float32), none) for k in self.cfg.ks]
+        return [Clusters(get('centroids', k), get('assign', k), torch.zeros_like(get('assign', k), dtype=torch.float32), none) for k in self.cfg.num_prototypes]
 
     def on_epoch_start(self, epoch:int):
         "Cluster the memories, once the warm-up is over; every video's rho is then that of the new prototypes."
-        if not self.cfg.prototypes or self.seen < self.cfg.warmup: return
+        if not self.cfg.prototypes or self.seen < self.cfg.cid_samples: return
         for m in MODALITIES:
             rows, idx = self.memory[m].seen_rows()
-            new = warm_start_kmeans(rows, self.cfg.ks, self._clusters(m), idx, len(self.memory[m].seen), self.cfg.seed, backend=self.cfg.backend)
-            for k,c in zip(self.cfg.ks, new):
+            new = warm_start_kmeans(rows, self.cfg.num_prototypes, self._clusters(m), idx, len(self.memory[m].seen), self.cfg.seed, backend=self.cfg.backend)
+            for k,c in zip(self.cfg.num_prototypes, new):
                 getattr(self, f'{m}_centroids_{k}').copy_(c.centroids)
                 getattr(self, f'{m}_assign_{k}').copy_(c.assign)
                 if rank_and_world()[1] > 1:
@@ -115,12 +115,12 @@ class CMPC(Method):
         "cosine (n,): v.f at the last visit, NaN before the first; with prototypes agreement (n,), rho = cosine - agreement, and who is in which."
         out = dict(cosine=self.cosine.values.masked_fill(~self.cosine.seen, math.nan))
         if (now := self.prototypes()) is None: return out
-        return {**out, 'agreement': now[2], **{f'{m}_{k}': getattr(self, f'{m}_assign_{k}') for m in MODALITIES for k in self.cfg.ks}}
+        return {**out, 'agreement': now[2], **{f'{m}_{k}': getattr(self, f'{m}_assign_{k}') for m in MODALITIES for k in self.cfg.num_prototypes}}
 
     @classmethod
     def clustering_flops(cls, cfg, videos, dim, iterations):
         "K-means of each granularity, on the voices and on the faces."
-        return 2*sum(2*videos*k*dim*iterations for k in cfg.ks)
+        return 2*sum(2*videos*k*dim*iterations for k in cfg.num_prototypes)
 
     def check(self): check_rows([*self.memory.values(), self.rho, self.cosine])
     def extra_state(self): return dict(seen=self.seen)

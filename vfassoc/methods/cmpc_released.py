@@ -24,10 +24,10 @@ from ..models.two_tower import VoiceFaceModel
 class ReleasedCMPCConfig:
     "CMPC as its public code behaves."
     tau:float = 0.03 # temperature of the instance contrast
-    ks:tuple[int, ...] = (500, 1000, 1500) # K_r
+    num_prototypes:tuple[int, ...] = (500, 1000, 1500) # K_r
     momentum:float = 0.5 # of the memories
-    warmup:int = 300_000 # samples with CID alone
-    every:int = 282 # batches between clusterings
+    cid_samples:int = 300_000 # samples with CID alone
+    cluster_every:int = 282 # batches between clusterings
     delta:float = -1. # of the weights
     kappa:float = 0.1 # of the weights
     seed:int = 0 # of the memories' random start
@@ -35,31 +35,31 @@ class ReleasedCMPCConfig:
     def __post_init__(self):
         ok = lambda name, x, allowed: require(x, 'method cmpc-released', name, getattr(self, name), allowed)
         ok('tau', self.tau > 0, 'above 0')
-        ok('ks', len(self.ks) >= 1 and all(k >= 2 for k in self.ks), 'one or more numbers from 2')
+        ok('num_prototypes', len(self.num_prototypes) >= 1 and all(k >= 2 for k in self.num_prototypes), 'one or more numbers from 2')
         ok('momentum', 0 <= self.momentum <= 1, '0 to 1')
-        ok('warmup', self.warmup >= 0, '0 or more')
-        ok('every', self.every >= 1, '1 or more')
+        ok('cid_samples', self.cid_samples >= 0, '0 or more')
+        ok('cluster_every', self.cluster_every >= 1, '1 or more')
         ok('delta', -3 <= self.delta <= 3, '-3 to 3 (standard deviations)')
         ok('kappa', 0 < self.kappa < math.inf, 'above 0')
 
 @register_method('cmpc-released')
 class ReleasedCMPC(Method):
-    "The public CMPC code's behaviour: prototypes in one batch of `every`, CID in all others."
+    "The public CMPC code's behaviour: prototypes in one batch of `cluster_every`, CID in all others."
     config_class = ReleasedCMPCConfig
     def __init__(self, model:VoiceFaceModel, cfg:ReleasedCMPCConfig, n:int, corpus:str=''):
         super().__init__(model)
-        if max(cfg.ks) > n: raise ConfigError(f'method cmpc-released: ks = {cfg.ks} on {n} training videos; K can be at most {n}')
+        if max(cfg.num_prototypes) > n: raise ConfigError(f'method cmpc-released: num_prototypes = {cfg.num_prototypes} on {n} training videos; K can be at most {n}')
         self.cfg, self.batches, self.seen = cfg, 0, 0
         self.memory = torch.nn.ModuleDict({m: Memory(n, model.cfg.dim, cfg.momentum, 'released', cfg.seed + i, corpus) for i,m in enumerate(MODALITIES)})
 
     def _cluster(self, m:str) -> tuple[list[Clusters], list[Tensor]]:
         "Clusterings of a memory and the densities of their prototypes."
-        found = [released_kmeans(self.memory[m].rows, k) for k in self.cfg.ks]
+        found = [released_kmeans(self.memory[m].rows, k) for k in self.cfg.num_prototypes]
         return [c for c,_ in found], [concentration(c, d) for c,d in found]
 
     def loss(self, v, f, idx):
         kw, cfg = {}, self.cfg
-        if self.seen >= cfg.warmup and self.batches % cfg.every == 0:
+        if self.seen >= cfg.cid_samples and self.batches % cfg.cluster_every == 0:
             (voice, voice_phi), (face, face_phi) = map(self._cluster, MODALITIES)
             kw = dict(voice_clusters=voice, face_clusters=face, voice_phi=voice_phi, face_phi=face_phi)
         loss, w = released_cmpc_loss(v, f, idx, **kw, tau=cfg.tau, delta=cfg.delta, kappa=cfg.kappa)
@@ -71,7 +71,7 @@ class ReleasedCMPC(Method):
     @classmethod
     def clustering_flops(cls, cfg, videos, dim, iterations):
         "K-means of each granularity, on the voices and on the faces."
-        return 2*sum(2*videos*k*dim*iterations for k in cfg.ks)
+        return 2*sum(2*videos*k*dim*iterations for k in cfg.num_prototypes)
 
     def check(self): check_rows(self.memory.values())
     def extra_state(self): return dict(seen=self.seen, batches=self.batches)

@@ -45,34 +45,34 @@ def _contrastive(v, f, y, cfg): return supervised_contrastive(v, f, y, cfg.margi
 @dataclass(frozen=True)
 class FAAConfig:
     "FAA (§4.2), its ablation and Self-Lifting."
-    align:str = 'multi-similarity' # what draws both modalities together: multi-similarity, contrastive, or package.module:name
+    alignment_loss:str = 'multi-similarity' # what draws both modalities together: multi-similarity, contrastive, or package.module:name
     alpha:float = 2. # of multi-similarity: positives
     beta:float = 40. # negatives
     lam:float = 1. # λ
     eps:float|None = .1 # ε of its miner; null: no miner
     margin:float = .6 # of the contrastive loss
-    match:bool = True # train the fusion encoder
+    use_fusion:bool = True # train the fusion encoder
     fusion:FusionConfig = FusionConfig() # its size
     delta:float = .9 # weight of the alignment, eq. (6)
-    clusters:Literal['progressive', 'fixed'] = 'progressive' # how pseudo-labels come about
+    clustering:Literal['progressive', 'fixed'] = 'progressive' # how pseudo-labels come about
     n_clusters:int = 1000 # C where it is fixed
     min_clusters:int = 500 # where the progressive C stops
     patience:int = 3 # epochs without a better validation score before C is halved
-    negatives:Literal['hardest', 'sampled', 'random'] = 'hardest' # of the matching loss
+    negative_mining:Literal['hardest', 'sampled', 'random'] = 'hardest' # of the matching loss
     temperature:float = 1. # of `sampled`
     seed:int = 0 # of k-means++ and of drawn negatives
 
     def __post_init__(self):
         ok = lambda name, x, allowed: require(x, 'method faa', name, getattr(self, name), allowed)
-        LOSSES.find(self.align, 'method faa: align')
+        LOSSES.find(self.alignment_loss, 'method faa: alignment_loss')
         for k in ('alpha', 'beta', 'temperature'): ok(k, getattr(self, k) > 0, 'above 0')
         ok('eps', self.eps is None or 0 <= self.eps <= 2, '0 to 2, or null')
         ok('margin', 0 < self.margin <= 2, 'above 0, up to 2')
         ok('delta', 0 < self.delta < 1, 'between 0 and 1')
-        ok('clusters', self.clusters in ('progressive', 'fixed'), 'progressive, fixed')
+        ok('clustering', self.clustering in ('progressive', 'fixed'), 'progressive, fixed')
         for k in ('n_clusters', 'min_clusters'): ok(k, getattr(self, k) >= 2, '2 or more: one cluster has no negative')
         ok('patience', self.patience >= 1, '1 or more epochs')
-        ok('negatives', self.negatives in ('hardest', 'sampled', 'random'), 'hardest, sampled, random')
+        ok('negative_mining', self.negative_mining in ('hardest', 'sampled', 'random'), 'hardest, sampled, random')
 
 # %% ../../nbs/07_methods/07_faa.ipynb #0c28bd92
 @register_method('faa')
@@ -81,13 +81,13 @@ class FAA(Method):
     config_class, embeds_training_set, paper_split = FAAConfig, True, 'faa'
     def __init__(self, model:VoiceFaceModel, cfg:FAAConfig, n:int, corpus:str=''):
         super().__init__(model)
-        if cfg.clusters == 'fixed' and cfg.n_clusters > n:
+        if cfg.clustering == 'fixed' and cfg.n_clusters > n:
             raise ConfigError(f'method faa: n_clusters = {cfg.n_clusters} on {n} training videos; C can be at most {n}')
-        if cfg.match and cfg.fusion.dim != model.cfg.dim:
+        if cfg.use_fusion and cfg.fusion.dim != model.cfg.dim:
             raise ConfigError(f'method faa: fusion.dim = {cfg.fusion.dim} with embeddings of {model.cfg.dim} numbers; they must be equal')
         self.cfg, self.batches, self.embed_training_set = cfg, 0, None
-        self.fusion = FusionEncoder(cfg.fusion) if cfg.match else None
-        self.schedule = Schedule(n if cfg.clusters == 'progressive' else cfg.n_clusters, cfg.patience, min(cfg.min_clusters, n))
+        self.fusion = FusionEncoder(cfg.fusion) if cfg.use_fusion else None
+        self.schedule = Schedule(n if cfg.clustering == 'progressive' else cfg.n_clusters, cfg.patience, min(cfg.min_clusters, n))
         self.register_buffer('label', torch.arange(n)) # (n,) pseudo-label of each training video
         self.register_buffer('sums', torch.zeros(4)) # of this epoch: alignment, matching, batches, anchors without a negative
 
@@ -106,11 +106,11 @@ class FAA(Method):
 
     def loss(self, v, f, idx):
         cfg, y, (rank, size) = self.cfg, self.label[idx], rank_and_world()
-        loss = LOSSES.find(cfg.align, 'method faa: align')(v, f, y, cfg)
+        loss = LOSSES.find(cfg.alignment_loss, 'method faa: alignment_loss')(v, f, y, cfg)
         align, match, alone = loss, loss.new_zeros(1), loss.new_zeros(1)
         if self.has_pair_scorer:
-            u = None if cfg.negatives == 'hardest' else gumbel_noise(cfg.seed, self.batches, len(v)*size, rank, size).to(v.device)
-            match, has = match_rows(self.fusion, v, f, y, cfg.negatives, u, cfg.temperature)
+            u = None if cfg.negative_mining == 'hardest' else gumbel_noise(cfg.seed, self.batches, len(v)*size, rank, size).to(v.device)
+            match, has = match_rows(self.fusion, v, f, y, cfg.negative_mining, u, cfg.temperature)
             loss, alone = cfg.delta*align + (1 - cfg.delta)*match, ~has
         seen = torch.stack([align.detach().mean()/size, match.detach().mean()/size, loss.new_tensor(1/size), alone.sum().to(loss.dtype)]).to(self.sums.dtype)
         if size > 1: torch.distributed.all_reduce(seen)
@@ -121,7 +121,7 @@ class FAA(Method):
     def on_epoch_end(self, epoch, score):
         clusters, (align, match, batches, alone) = self.schedule.clusters, self.sums.tolist()
         if alone and rank_and_world()[0] == 0: print(f'epoch {epoch + 1}: {alone:.0f} anchors were in batches without a single negative; raise train.batch_size or method.min_clusters', file=sys.stderr)
-        if self.cfg.clusters == 'progressive': self.schedule = self.schedule.after(score)
+        if self.cfg.clustering == 'progressive': self.schedule = self.schedule.after(score)
         return dict(clusters=clusters, align=align/max(1, batches), **({'match': match/max(1, batches)} if self.has_pair_scorer else {}), no_negative=int(alone))
 
     def inference_state_dict(self):
@@ -132,7 +132,7 @@ class FAA(Method):
     def open_inference_state(cls, cfg, tensors):
         pair = {k.removeprefix('fusion.'): t for k,t in tensors.items() if k.startswith('fusion.')}
         model = {k: t for k,t in tensors.items() if not k.startswith('fusion.')}
-        if not cfg.match: return model, None
+        if not cfg.use_fusion: return model, None
         fusion = FusionEncoder(cfg.fusion)
         fusion.load_state_dict(pair)
         return model, fusion
@@ -140,7 +140,7 @@ class FAA(Method):
     @classmethod
     def clustering_flops(cls, cfg, videos, dim, iterations):
         "K-means on voice and face side by side; at most half as many clusters as videos."
-        k = cfg.n_clusters if cfg.clusters == 'fixed' else videos//2
+        k = cfg.n_clusters if cfg.clustering == 'fixed' else videos//2
         return 2*videos*k*2*dim*iterations
 
     @torch.no_grad()

@@ -40,9 +40,9 @@ def open_source(
 ) -> Source:
     "The source of a model's data. `ConfigError`, `CorpusError` where features and model do not fit."
     source = Source(manifest, data, settings)
-    if model.spec.cached != bool(data.features):
-        raise ConfigError(f"recipe: model.towers = {model.towers!r} with data.features = {data.features!r}; 'features' towers and a file of features belong together")
-    if not source.features: require(data.size >= model.spec.min_face_size, 'recipe', 'data.size', data.size, f'{model.spec.min_face_size} pixels or more for {model.towers}')
+    if model.spec.cached != bool(data.feature_file):
+        raise ConfigError(f"recipe: model.encoder = {model.encoder!r} with data.feature_file = {data.feature_file!r}; encoder 'linear' and a file of features belong together")
+    if not source.features: require(data.face_size >= model.spec.min_face_size, 'recipe', 'data.face_size', data.face_size, f'{model.spec.min_face_size} pixels or more for {model.encoder}')
     for m in ('voice', 'face') if source.features else ():
         if (there := getattr(source.features, m).shape[1]) != (want := getattr(model, f'{m}_dim')):
             raise ConfigError(f'{source.features.path}: {m} vectors have {there} numbers, model.{m}_dim = {want}; set it to {there}, or take other features')

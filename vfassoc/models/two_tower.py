@@ -61,28 +61,28 @@ def register_encoder(
 @dataclass(frozen=True)
 class ModelConfig:
     "Which towers, how wide, which projection."
-    towers:str = 'small' # the pair of encoders: small, resnet34, faa, features (none: cached vectors), or package.module:Name
+    encoder:str = 'small' # a pair: small, resnet34, ecapa+inception, linear (none: cached vectors), or package.module:Name
     dim:int = 128 # of the embedding; ResNet-34 has 512, FAA 256
     projection:Literal['shared', 'separate', 'none'] = 'shared' # between embedding and loss, in training only
     channels_last:bool = False # memory format of the towers; faster on recent GPUs
-    voice_dim:int = 192 # towers = features: width of the cached voice vectors
+    voice_dim:int = 192 # encoder = linear: width of the cached voice vectors
     face_dim:int = 512 # and of the faces'
-    voice_weights:str = '' # towers = faa: a path, or the name that SpeechBrain publishes; '' = from scratch
+    voice_weights:str = '' # encoder = ecapa+inception: a path, or the name that SpeechBrain publishes; '' = from scratch
     face_weights:str = '' # a path, or a name of facenet-pytorch; '' = from scratch
 
     def __post_init__(self):
         spec = self.spec
         for k in ('voice_dim', 'face_dim'): require(1 <= getattr(self, k) <= 16384, 'model', k, getattr(self, k), '1 to 16384')
         for k in ('voice_weights', 'face_weights'):
-            require(spec.pretrained or not getattr(self, k), 'model', k, getattr(self, k), f"'' for {self.towers} towers; weights are for 'faa'")
+            require(spec.pretrained or not getattr(self, k), 'model', k, getattr(self, k), f"'' for encoder {self.encoder}; weights are for ecapa+inception")
         require(self.projection in ('shared', 'separate', 'none'), 'model', 'projection', self.projection, 'shared, separate, none')
         require(1 <= self.dim <= 4096, 'model', 'dim', self.dim, '1 to 4096')
-        require(spec.dim in (None, self.dim), 'model', 'dim', self.dim, f'{spec.dim} for {self.towers}')
+        require(spec.dim in (None, self.dim), 'model', 'dim', self.dim, f'{spec.dim} for {self.encoder}')
 
     @property
     def spec(self) -> EncoderSpec:
         "The pair of encoders that is named. `ConfigError` if there is none."
-        return ENCODERS.find(self.towers, 'model: towers')
+        return ENCODERS.find(self.encoder, 'model: encoder')
 
 def projection_head(
     dim:int, # of the embedding and of its projection
@@ -173,13 +173,13 @@ def facenet_faces(
     "Pixels as facenet-pytorch's weights expect them."
     return (face.float() - 127.5)/128
 
-@register_encoder('faa', log_mel=False, normalize=facenet_faces, min_face_size=75, pretrained=True)
+@register_encoder('ecapa+inception', log_mel=False, normalize=facenet_faces, min_face_size=75, pretrained=True)
 def pretrained_pair(cfg:ModelConfig):
     "FAA's pair: ECAPA-TDNN and Inception-ResNet-V1, each with a projection."
     voice = Projected(ecapa_tdnn(cfg.voice_weights), 192, cfg.dim)
     return voice, Projected(inception_resnet_v1(face_weights(cfg.face_weights) if cfg.face_weights else ''), 512, cfg.dim)
 
-@register_encoder('features', log_mel=False, cached=True)
+@register_encoder('linear', log_mel=False, cached=True)
 def cached_pair(cfg:ModelConfig):
     "No encoder: cached vectors, each with a projection."
     return tuple(Projected(nn.Identity(), n, cfg.dim) for n in (cfg.voice_dim, cfg.face_dim))

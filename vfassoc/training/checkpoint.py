@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core import RunError, RunFolder, atomic_path, rng_for, rank_and_world
+from ..core import RunError, RunFolder, atomic_path, current_keys, rng_for, rank_and_world
 from ..integrity import add_array, seal, unseal
 from ..methods.base import Method
 from .config import TrainConfig
@@ -171,7 +171,7 @@ def load_checkpoint(
     path = run.checkpoints/'last.safetensors'
     tensors, plain = load_tensors(path)
     head = _header(path, plain)
-    old = {**asdict(TrainConfig()), **head.train} # a setting that is newer than the run had its default
+    old = {**asdict(TrainConfig()), **current_keys(head.train, str(path), notice=False, prefix='train.')} # a setting that is newer than the run had its default
     if diff := [k for k,v in asdict(cfg).items() if old[k] != v]:
         raise RunError(f'{path}: started with {diff[0]} = {old[diff[0]]!r}, asked for {getattr(cfg, diff[0])!r}; '
                        'a resumed run keeps its configuration: choose another run folder')

@@ -20,16 +20,16 @@ from ..core import require
 @dataclass(frozen=True)
 class TrainConfig:
     "How long, how fast, with which optimiser; a recipe's `train` table."
-    samples:int = 3_200_000 # videos seen in total
+    total_samples:int = 3_200_000 # videos seen in total
     batch_size:int = 128 # videos in a step, over all processes
     optimizer:Literal['adam', 'adamw'] = 'adam' # adam: weight decay as an L2 term; adamw: decoupled
-    lr:float = 5e-3 # the highest learning rate
+    peak_lr:float = 5e-3 # the highest learning rate
     lr_start:float = 1e-4 # at the first step
     lr_end:float = 1e-4 # at the last step
-    warmup:int = 300_000 # samples over which the rate rises linearly; then it falls as a cosine
+    lr_warmup:int = 300_000 # samples over which the rate rises linearly; then it falls as a cosine
     weight_decay:float = 2e-3 # per step
-    clip:float = 0.0 # largest gradient norm; 0 = no clipping
-    precision:Literal['no', 'bf16', 'fp16'] = 'no' # mixed precision
+    grad_clip:float = 0.0 # largest gradient norm; 0 = no clipping
+    mixed_precision:Literal['no', 'bf16', 'fp16'] = 'no' # mixed precision
     compile:bool = False # torch.compile the towers: a minute or more to begin with, faster steps on a GPU
     patience:int = 0 # stop after so many epochs without a better validation score; 0 = never
     checkpoint_every:int = 500 # steps between checkpoints inside an epoch; one is written after every epoch too
@@ -37,28 +37,28 @@ class TrainConfig:
     trace:bool = False # keep what each epoch leaves for every training video (rho, prototypes) in the folder `traces`
 
     def __post_init__(self):
-        for k in ('samples', 'batch_size', 'checkpoint_every'): require(getattr(self, k) >= 1, 'train', k, getattr(self, k), '1 or more')
-        for k in ('lr', 'lr_start', 'lr_end'): require(0 < getattr(self, k) < 10, 'train', k, getattr(self, k), 'above 0, below 10')
-        for k in ('weight_decay', 'clip', 'patience', 'warmup'): require(getattr(self, k) >= 0, 'train', k, getattr(self, k), '0 or more')
+        for k in ('total_samples', 'batch_size', 'checkpoint_every'): require(getattr(self, k) >= 1, 'train', k, getattr(self, k), '1 or more')
+        for k in ('peak_lr', 'lr_start', 'lr_end'): require(0 < getattr(self, k) < 10, 'train', k, getattr(self, k), 'above 0, below 10')
+        for k in ('weight_decay', 'grad_clip', 'patience', 'lr_warmup'): require(getattr(self, k) >= 0, 'train', k, getattr(self, k), '0 or more')
         require(0 <= self.seed < 2**32, 'train', 'seed', self.seed, '0 to 4294967295')
-        require(self.warmup < self.samples, 'train', 'warmup', self.warmup, f'below samples = {self.samples}')
-        require(self.samples >= self.batch_size, 'train', 'samples', self.samples, f'batch_size = {self.batch_size} or more')
+        require(self.lr_warmup < self.total_samples, 'train', 'lr_warmup', self.lr_warmup, f'below total_samples = {self.total_samples}')
+        require(self.total_samples >= self.batch_size, 'train', 'total_samples', self.total_samples, f'batch_size = {self.batch_size} or more')
         require(self.batch_size >= 2, 'train', 'batch_size', self.batch_size, '2 or more: a batch of one has no negative')
         require(self.optimizer in ('adam', 'adamw'), 'train', 'optimizer', self.optimizer, 'adam, adamw')
-        require(self.precision in ('no', 'bf16', 'fp16'), 'train', 'precision', self.precision, 'no, bf16, fp16')
+        require(self.mixed_precision in ('no', 'bf16', 'fp16'), 'train', 'mixed_precision', self.mixed_precision, 'no, bf16, fp16')
 
     @property
-    def steps(self) -> int: return self.samples//self.batch_size
+    def steps(self) -> int: return self.total_samples//self.batch_size
 
 # %% ../../nbs/08_training/01_config.ipynb #2d2a78cd
 def lr_at(
     seen:float, # samples before this step
-    cfg:TrainConfig, # lr_start, lr, lr_end, warmup, samples
+    cfg:TrainConfig, # lr_start, peak_lr, lr_end, lr_warmup, total_samples
 ) -> float: # the learning rate of the step
-    "CMPC §5.1: linear from `lr_start` to `lr` over `warmup` samples, then a cosine down to `lr_end`."
-    if seen < cfg.warmup: return cfg.lr_start + (cfg.lr - cfg.lr_start)*seen/cfg.warmup
-    t = min(1., (seen - cfg.warmup)/(cfg.samples - cfg.warmup))
-    return cfg.lr_end + (cfg.lr - cfg.lr_end)*(1 + math.cos(math.pi*t))/2
+    "CMPC §5.1: linear from `lr_start` to `peak_lr` over `lr_warmup` samples, then a cosine down to `lr_end`."
+    if seen < cfg.lr_warmup: return cfg.lr_start + (cfg.peak_lr - cfg.lr_start)*seen/cfg.lr_warmup
+    t = min(1., (seen - cfg.lr_warmup)/(cfg.total_samples - cfg.lr_warmup))
+    return cfg.lr_end + (cfg.peak_lr - cfg.lr_end)*(1 + math.cos(math.pi*t))/2
 
 # %% ../../nbs/08_training/01_config.ipynb #4a950b99
 def make_optimizer(

@@ -33,7 +33,7 @@ class EncoderOptions:
     def __post_init__(self): self.data
 
     @property
-    def data(self) -> DataConfig: return from_dict(DataConfig, dict(seconds=self.seconds, size=self.size), 'features')
+    def data(self) -> DataConfig: return from_dict(DataConfig, dict(crop_seconds=self.seconds, face_size=self.size), 'features')
 
 def find_encoder(
     name:str, # a run, or 'faa': the pretrained pair
@@ -45,14 +45,14 @@ def find_encoder(
     if name == 'faa' and not (run_path(name, settings)/'config.json').is_file():
         if not (given.voice_weights and given.face_weights):
             raise ConfigError("features: encoder 'faa' needs voice_weights and face_weights (paths, or speechbrain/spkrec-ecapa-voxceleb and vggface2); random encoders have nothing to store")
-        model = VoiceFaceModel(ModelConfig('faa', dim=256, projection='none', voice_weights=given.voice_weights, face_weights=given.face_weights))
+        model = VoiceFaceModel(ModelConfig('ecapa+inception', dim=256, projection='none', voice_weights=given.voice_weights, face_weights=given.face_weights))
         return model.to(settings.torch_device).eval(), given.data, dict(encoder=f'ECAPA-TDNN {Path(given.voice_weights).name}, Inception-ResNet-V1 {Path(given.face_weights).name}')
     run = load_run(path := run_path(name, settings), settings.torch_device)
     recipe, about = run.recipe, run.about
     if options:
         key = next(iter(options))
         raise ConfigError(f'features: {key} = {options[key]!r} is for the encoder faa; the run {path} has its own settings: leave it out')
-    if recipe.data.features: raise ConfigError(f'{path}: learnt from cached features itself; make features with a run that reads media')
+    if recipe.data.feature_file: raise ConfigError(f'{path}: learnt from cached features itself; make features with a run that reads media')
     return run.model, recipe.data, dict(encoder=f'{recipe.name} ({path.name}, epoch {about["epoch"]})', identities=about['identities'], home=about['corpus_hash'], drawn=about.get('drawn'))
 
 # %% ../../nbs/08_training/07_extract.ipynb #8c39cd17
@@ -73,7 +73,7 @@ def cache_features(
         for p in _parts(out).values(): p.unlink(missing_ok=True) # of a process that was killed when all was done
         raise RunError(f'{out}: exists; delete it to embed {m.root} again, or choose another name')
     if source.features: raise ConfigError(f'{source.features.path}: are features already; give the media')
-    digest = hashlib.sha256(json.dumps([m.hash, source.data.seconds, source.data.size]).encode())
+    digest = hashlib.sha256(json.dumps([m.hash, source.data.crop_seconds, source.data.face_size]).encode())
     for t in model.state_dict().values(): digest.update(t.detach().cpu().contiguous().numpy().tobytes())
     parts, inputs, z = _parts(out), digest.hexdigest(), {}
     try: log = json.loads(parts['json'].read_text(encoding='utf-8')) if parts['json'].exists() else {}

@@ -51,21 +51,21 @@ def cost(
     method = build_method(recipe.method, model, corpus.videos, identity=[str(i % 900) for i in range(corpus.videos)])
     d, m, b = recipe.data, recipe.model, 2
     cached = m.spec.cached
-    voice = torch.randn(b, m.voice_dim if cached else round(16000*d.seconds))
-    face = torch.randn(b, m.face_dim) if cached else torch.randint(0, 256, (b, 3, d.size, d.size), dtype=torch.uint8)
+    voice = torch.randn(b, m.voice_dim if cached else round(16000*d.crop_seconds))
+    face = torch.randn(b, m.face_dim) if cached else torch.randint(0, 256, (b, 3, d.face_size, d.face_size), dtype=torch.uint8)
     method.train()
     def step(): method(voice, face, torch.arange(b))[0].mean().backward()
     pair = operations(step)/b
     model.eval()
     with torch.no_grad():
         one = [operations(lambda: f(x))/b for f, x in ((model.encode_voice, voice), (model.encode_face, face))]
-    epochs = -(-recipe.train.samples//corpus.videos)
+    epochs = -(-recipe.train.total_samples//corpus.videos)
     means = method.clustering_flops(method_config(recipe.method), corpus.videos, m.dim, iterations)
     embed = corpus.clips*one[0] + corpus.faces*one[1] if method.embeds_training_set else 0.
-    total = recipe.train.samples*pair + epochs*(means + embed)
+    total = recipe.train.total_samples*pair + epochs*(means + embed)
     n = sum(p.numel() for p in method.parameters())
-    return {'samples': recipe.train.samples, 'epochs': epochs, 'parameters (M)': round(n/1e6, 1),
-            'GFLOP per pair': round(pair/1e9, 2), 'training (PFLOP)': round(recipe.train.samples*pair/1e15, 2),
+    return {'samples': recipe.train.total_samples, 'epochs': epochs, 'parameters (M)': round(n/1e6, 1),
+            'GFLOP per pair': round(pair/1e9, 2), 'training (PFLOP)': round(recipe.train.total_samples*pair/1e15, 2),
             'clustering (PFLOP)': round(epochs*(means + embed)/1e15, 2),
             f'hours at {tera:g} TFLOP/s': round(total/tera/3.6e15, 2), 'checkpoint (GB)': round(3*4*n/1e9, 2)}
 

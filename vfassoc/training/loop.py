@@ -132,10 +132,10 @@ class Trainer:
         method:Method, # the method to train, changed in place
         cfg:TrainConfig, # length, learning rate, precision
         run:RunFolder, # checkpoints, history, TensorBoard
-        accelerator:Accelerator|None=None, # None: `make_accelerator(run, cfg.precision)`
+        accelerator:Accelerator|None=None, # None: `make_accelerator(run, cfg.mixed_precision)`
     ):
         "Start `run`, or restore its last checkpoint. Raises `RunError`."
-        acc = accelerator or make_accelerator(run, cfg.precision)
+        acc = accelerator or make_accelerator(run, cfg.mixed_precision)
         if acc.num_processes > 1 and acc.device.type == 'cuda':
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
         if cfg.compile:
@@ -191,7 +191,7 @@ class Trainer:
             raise RunError(f'{self.run.path}: torch.compile failed ({" ".join(str(e).split())[:120]}); '
                            'install a C++ compiler, or start a new run with train.compile = false') from e
         self.acc.backward(loss)
-        if cfg.clip: self.acc.clip_grad_norm_(self.model.parameters(), cfg.clip)
+        if cfg.grad_clip: self.acc.clip_grad_norm_(self.model.parameters(), cfg.grad_clip)
         self.opt.step()
         self.opt.zero_grad(set_to_none=True)
         self.loss_sum += loss.detach()
@@ -208,8 +208,8 @@ class Trainer:
             total /= world
         if not math.isfinite(float(total)):
             raise RunError(f'{self.run.path}: the loss is not finite at step {self.state.step} (epoch '
-                           f'{self.state.epoch + 1}); the last checkpoint is from before: resume with a lower train.lr '
-                           'in a new run, or with train.precision = no')
+                           f'{self.state.epoch + 1}); the last checkpoint is from before: resume with a lower train.peak_lr '
+                           'in a new run, or with train.mixed_precision = no')
         self.state.loss_sum = float(total)
         return self.state.loss_sum
 
@@ -278,10 +278,10 @@ def fit(
     run:RunFolder, # checkpoints, history, TensorBoard
     validate:Callable[[Method], float]|None=None, # score on validation identities, higher is better
     about:dict|None=None, # header of the best checkpoint: recipe, training identities, corpus hash
-    accelerator:Accelerator|None=None, # None: `make_accelerator(run, cfg.precision)`
+    accelerator:Accelerator|None=None, # None: `make_accelerator(run, cfg.mixed_precision)`
     quiet:bool=False, # no progress bar
 ) -> FitResult:
-    "Train until `cfg.samples`, early stop or Ctrl-C; continue `run` if it has a checkpoint. Raises `RunError`."
+    "Train until `cfg.total_samples`, early stop or Ctrl-C; continue `run` if it has a checkpoint. Raises `RunError`."
     if steps_per_epoch < 1:
         raise RunError(f'{run.path}: there are fewer training videos than batch_size = {cfg.batch_size}; '
                        'lower train.batch_size')

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import (ConfigError, CorpusError, RunError, RunFolder, Settings, claims, from_dict, occupied,
-                          open_run, read_json, read_table, seed_everything, to_dict, user_path, write_json)
+from ..core import (ConfigError, CorpusError, RunError, RunFolder, Settings, claims, occupied,
+                          open_run, read_table, seed_everything, to_dict, user_path, write_json)
 from ..corpus.dataset import DistributedBatchSampler
 from ..corpus.layout import readable
 from ..corpus.manifest import Manifest, assert_disjoint, load_or_scan
@@ -26,7 +26,7 @@ from ..models.two_tower import VoiceFaceModel
 from ..synthetic.corpus import synthetic_seed
 from .checkpoint import load_tensors
 from .loop import FitResult, fit, make_accelerator
-from .recipes import Recipe, load_recipe
+from .recipes import Recipe, load_recipe, stored_recipe
 from .validation import valid_auc
 
 # %% ../../nbs/08_training/06_run.ipynb #73fb9b27
@@ -72,7 +72,7 @@ def _check_same_config(run:RunFolder, recipe:Recipe):
     if not there:
         if found := occupied(run.path): raise RunError(f'{run.path}: holds no run, and is not empty ({found[0]}); choose another run folder')
         return mine
-    old = json.loads(json.dumps(to_dict(from_dict(Recipe, read_json(run.config), str(run.config)))))
+    old = json.loads(json.dumps(to_dict(stored_recipe(run.config))))
     flat = lambda d, p='': {q: x for k,v in d.items() for q,x in (flat(v, f'{p}{k}.') if isinstance(v, dict) else {p + k: v}).items()}
     a, b = flat(old), flat(mine)
     if diff := [k for k in b if a.get(k) != b[k]]:
@@ -88,7 +88,7 @@ def asked_recipe(
 ) -> Recipe: # checked
     "The recipe of the run that a folder holds, if nothing else is asked for (no changes); else the recipe by name, with changes."
     if not changes and os.path.isfile(config := Path(path)/'config.json'):
-        return from_dict(Recipe, read_json(config), str(config))
+        return stored_recipe(config)
     return load_recipe(name, {'train.seed': settings.seed, **(changes or {})})
 
 def same_features(
@@ -108,11 +108,11 @@ def weights_hash(
     return hashlib.sha256(best.read_bytes()).hexdigest() if best.is_file() else None
 
 def _start(recipe:Recipe, model:VoiceFaceModel, settings:Settings) -> set[str]:
-    "Put the towers of the run that `recipe.start` names into `model`; returns the identities it has seen."
-    if not recipe.start: return set()
-    path = run_path(recipe.start, settings)
+    "Put the towers of the run that `recipe.init_from` names into `model`; returns the identities it has seen."
+    if not recipe.init_from: return set()
+    path = run_path(recipe.init_from, settings)
     old = load_run(path)
-    width = lambda m: (m.towers, m.dim, *((m.voice_dim, m.face_dim) if m.spec.cached else ()))
+    width = lambda m: (m.encoder, m.dim, *((m.voice_dim, m.face_dim) if m.spec.cached else ()))
     if (a := width(old.recipe.model)) != (b := width(recipe.model)):
         raise RunError(f'{path}: has {a[0]} towers of {a[1]} dimensions, the recipe {recipe.name} {b[0]} of {b[1]}; start from a run of the same model')
     model.load_state_dict({k: t for k,t in old.model.state_dict().items() if k in model.state_dict()}, strict=False)
@@ -127,7 +127,7 @@ def train(
 ) -> FitResult: # where the run ended and why
     "Train a recipe into a run folder. Raises `CorpusError`, `ConfigError`, `RunError`."
     run, cfg = RunFolder(Path(path)), recipe.train
-    acc = make_accelerator(run, cfg.precision, cpu=settings.torch_device.type == 'cpu')
+    acc = make_accelerator(run, cfg.mixed_precision, cpu=settings.torch_device.type == 'cpu')
     with acc.main_process_first(): m = open_corpus(recipe.corpus, settings)
     config = _check_same_config(run, recipe)
     seed_everything(cfg.seed)
@@ -161,7 +161,7 @@ def train(
     about = dict(recipe=to_dict(recipe), corpus_hash=m.hash, drawn=synthetic_seed(m.root), identities=sorted({*m.videos('train').identity, *who, *seen, *source.met}))
     result = fit(method, batches, n//cfg.batch_size, cfg, run, validate, about, acc, quiet)
     if acc.is_main_process:
-        if recipe.start: run.stamp(start_sha256=weights_hash(run_path(recipe.start, settings)))
+        if recipe.init_from: run.stamp(start_sha256=weights_hash(run_path(recipe.init_from, settings)))
         run.stamp(seed=cfg.seed, corpus=str(corpus_path(recipe.corpus, settings)), corpus_hash=m.hash, train_seconds=round(result.state.seconds, 1),
                   device=str(acc.device), processes=world, finished=result.finished, ended=result.reason)
     return result
@@ -201,7 +201,7 @@ def load_run(
 
     A config.json that names a method or an encoder as `package.module:Name` imports that module: trust such a folder as you trust its code."""
     folder = open_run(path)
-    recipe = from_dict(Recipe, read_json(folder.config), str(folder.config))
+    recipe = stored_recipe(folder.config)
     tensors, about = load_tensors(best := folder.checkpoints/'best.safetensors')
     _check_about(best, about)
     model = VoiceFaceModel(replace(recipe.model, voice_weights='', face_weights=''))
