@@ -23,19 +23,22 @@ SLOW = {'cid': {}, 'cmpc': dict(method=toy.METHODS['cmpc'], peak_lr=1e-4, lr_sta
 
 def spawn(job, folder, n=2):
     "Run `job` of this file in n new interpreters as torchrun would start them."
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()), 'WORLD_SIZE': str(n),
-           'ACCELERATE_USE_CPU': 'true', 'CUDA_VISIBLE_DEVICES': ''}
-    ps = [subprocess.Popen([sys.executable, __file__, job, str(folder)], env={**env, 'RANK': str(r), 'LOCAL_RANK': str(r)},
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in range(n)]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()),
+           'WORLD_SIZE': str(n), 'ACCELERATE_USE_CPU': 'true', 'CUDA_VISIBLE_DEVICES': ''}
+    def start(r):
+        ranks = {'RANK': str(r), 'LOCAL_RANK': str(r)}
+        return subprocess.Popen([sys.executable, __file__, job, str(folder)], env={**env, **ranks},
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    ps = [start(r) for r in range(n)]
     try: outs = [p.communicate(timeout=300)[0] for p in ps]
     finally:
-        for p in ps: p.kill() # nobody stays behind
+        for p in ps: p.kill() # no process is left
     assert [p.returncode for p in ps] == [0]*n, outs[0][-3000:]
 
 
 @contextmanager
 def group():
-    "A process group that is taken down before its processes end: gloo's threads, still running then, abort them now and then."
+    "A process group, destroyed before its processes end: gloo's threads, still running then, sometimes abort them."
     torch.distributed.init_process_group('gloo')
     yield
     barrier_before_exit()
@@ -54,7 +57,8 @@ def gather(folder, rank, n):
     w = torch.arange(8.)[mine]
     loss = reduce_rows(cid_loss(a, b, .1), w)
     loss.backward()
-    save_file({'loss': loss.detach()[None], 'v': a.grad, 'f': b.grad, 'all': gather_rows(a.detach())}, f'{folder}/{rank}.safetensors')
+    out = {'loss': loss.detach()[None], 'v': a.grad, 'f': b.grad, 'all': gather_rows(a.detach())}
+    save_file(out, f'{folder}/{rank}.safetensors')
 
 
 def job_train(folder, method='cid'): toy.run(folder, **SLOW[method])
@@ -70,7 +74,9 @@ def mined(how, rank=0, n=1):
     mine = slice(rank*12//n, (rank + 1)*12//n)
     a, b, label = v[mine].clone().requires_grad_(), f[mine].clone().requires_grad_(), y[mine]
     u = gumbel_noise(0, 7, 12, rank, n)
-    chosen = torch.stack([hard_negatives(x, label, gather_rows(z), gather_rows(label), how, u[k])[0] for k, (x, z) in enumerate(((a.detach(), b.detach()), (b.detach(), a.detach())))])
+    pairs = (a.detach(), b.detach()), (b.detach(), a.detach())
+    chosen = torch.stack([hard_negatives(x, label, gather_rows(z), gather_rows(label), how, u[k])[0]
+                          for k, (x, z) in enumerate(pairs)])
     loss = reduce_rows(match_rows(fusion, a, b, label, how, u)[0])
     loss.backward()
     weight = fusion.head.weight.grad
@@ -94,7 +100,7 @@ def test_gathered_loss_and_gradient_equal_one_process(tmp_path):
     loss.backward()
     torch.testing.assert_close(sum(p['loss'] for p in parts)[0]/2, loss.detach())
     for k,x in (('v', v), ('f', f)):
-        torch.testing.assert_close(torch.cat([p[k] for p in parts])/2, x.grad)   # DDP divides by the number of processes
+        torch.testing.assert_close(torch.cat([p[k] for p in parts])/2, x.grad) # DDP divides by the number of processes
     for p in parts: torch.testing.assert_close(p['all'], v.detach())
 
 
@@ -111,7 +117,7 @@ def test_two_processes_mine_the_negatives_of_one_and_give_them_the_same_gradient
 
 @pytest.mark.parametrize('method', list(SLOW))
 def test_two_processes_give_the_loss_curve_of_one(tmp_path, method):
-    "The plain method in new interpreters, whose end must be a good one too; the others in processes that start at once."
+    "CID in new interpreters, which must also end without an error; the others in processes that start at once."
     if method == 'cid': spawn('train', tmp_path/'two')
     else: run_ranks(job_train, (tmp_path/'two', method), tmp_path, ACCELERATE_USE_CPU='true')
     model, _ = toy.run(tmp_path/'one', **SLOW[method])

@@ -31,7 +31,8 @@ class Another:
     "A command in a process of its own; what it prints is in `said`."
     def __init__(self, folder, fn, *args, **env):
         self.file = folder/f'said-{time.monotonic_ns()}.txt'
-        self.p = CONTEXT.Process(target=_enter, args=(fn, args, {**os.environ, 'CUDA_VISIBLE_DEVICES': '', **env}, str(self.file)))
+        env = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', **env}
+        self.p = CONTEXT.Process(target=_enter, args=(fn, args, env, str(self.file)))
         self.p.start()
 
     @property
@@ -93,7 +94,8 @@ def test_who_comes_second_is_told_who_holds_the_place(tmp_path, monkeypatch, nam
     with claim(tmp_path/place):
         monkeypatch.setattr(core, '_held', {}) # as in another process
         with pytest.raises(RunError) as e: call(tmp_path)
-        assert place.split('/')[-1] in str(e.value) and f'(process {os.getpid()} on ' in str(e.value) and '\n' not in str(e.value)
+        said = str(e.value)
+        assert place.split('/')[-1] in said and f'(process {os.getpid()} on ' in said and '\n' not in said
         assert not (tmp_path/place).exists()
     assert os.listdir(tmp_path) == []
 
@@ -105,13 +107,15 @@ def test_a_scan_is_done_by_one_process(tmp_path, monkeypatch):
         monkeypatch.setattr(core, '_held', {})
         assert load_or_scan(tmp_path/'c', tmp_path/'cache', 0, quiet=True).hash == m.hash # to read one needs no lock
         next((tmp_path/'c/wav').rglob('*.wav')).unlink()
-        with pytest.raises(RunError, match=f'process {os.getpid()} on'): load_or_scan(tmp_path/'c', tmp_path/'cache', 0, quiet=True)
+        with pytest.raises(RunError, match=f'process {os.getpid()} on'):
+            load_or_scan(tmp_path/'c', tmp_path/'cache', 0, quiet=True)
 
 
 def test_locks_are_no_content_and_leave_nothing(tmp_path):
     (tmp_path/'there').mkdir()
     with claim(tmp_path/'there'), claim(tmp_path/'not'/'yet'), claim(tmp_path/'there'):
-        assert occupied(tmp_path/'there') == [] and list((tmp_path/'there').iterdir()) == [] and not (tmp_path/'not/yet').exists()
+        assert occupied(tmp_path/'there') == [] and list((tmp_path/'there').iterdir()) == []
+        assert not (tmp_path/'not/yet').exists()
     assert sorted(p.name for p in tmp_path.rglob('*')) == ['there']
     with pytest.raises(ConfigError, match='no place to write to'), claim('/'): pass
 
@@ -153,10 +157,12 @@ def test_a_killed_process_blocks_nobody_and_its_files_are_swept(tmp_path):
     assert p.end() == -signal.SIGKILL
     orphan, = (folder/'checkpoints').iterdir()
     assert str(p.p.pid) in orphan.name and (tmp_path/'.run.lock').exists()
-    mine, parents = temporary(folder/'a.json'), folder/temporary('b.json').name.replace(str(os.getpid()), str(os.getppid()))
+    mine = temporary(folder/'a.json')
+    parents = folder/temporary('b.json').name.replace(str(os.getpid()), str(os.getppid()))
     other = folder/temporary('c.json').name.replace(f'.{core._HOST}.', '.elsewhere.')
     for f in (mine, parents, other, folder/'.hidden.tmp'): f.touch()
-    with claim(folder): assert sorted(p.name for p in folder.rglob('*') if p.is_file()) == sorted(['.hidden.tmp', parents.name])
+    with claim(folder):
+        assert sorted(p.name for p in folder.rglob('*') if p.is_file()) == sorted(['.hidden.tmp', parents.name])
     assert not (tmp_path/'.run.lock').exists()
 
 
@@ -229,16 +235,18 @@ def test_sigterm_ends_a_training_with_a_checkpoint(tmp_path):
 
 
 def test_sigterm_ends_a_grid_and_its_workers(tmp_path):
-    "Only the command is told; the cells in its two workers save and stop, the third does not begin, and nobody is left."
+    "Only the command gets the signal; the cells in its two workers save and stop, the third does not begin."
     plan = tiny(('CID', 'CMPC', '+ prototypes'), (0,), **{'train.total_samples': 800_000})
     (tmp_path/'g.json').write_text(json.dumps(to_dict(plan)))
-    p = Another(tmp_path, command, 'grid', tmp_path/'g.json', '--run', 'g', '--jobs', '2', VFASSOC_SETTINGS=str(ini(tmp_path)))
-    begun = lambda: [f.parents[1] for f in (tmp_path/'runs/g').glob('*/seed0/checkpoints/last.safetensors')]
+    p = Another(tmp_path, command, 'grid', tmp_path/'g.json', '--run', 'g', '--jobs', '2',
+                VFASSOC_SETTINGS=str(ini(tmp_path)))
+    def begun(): return [f.parents[1] for f in (tmp_path/'runs/g').glob('*/seed0/checkpoints/last.safetensors')]
     p.until(lambda: len(begun()) == 2)
     workers = children(p.p.pid)
     assert len(workers) >= 2
     os.kill(p.p.pid, signal.SIGTERM)
-    assert p.end() == 143 and '0 of 3 cells are finished; the same command goes on' in p.said and 'Traceback' not in p.said, p.said[-3000:]
+    assert p.end() == 143 and '0 of 3 cells are finished; the same command goes on' in p.said, p.said[-3000:]
+    assert 'Traceback' not in p.said, p.said[-3000:]
     assert len(begun()) == 2 and all(stopped(f, '.')['finished'] is False for f in begun())
     end = time.monotonic() + 30
     while any(map(alive, workers)) and time.monotonic() < end: time.sleep(.1)
@@ -248,13 +256,17 @@ def test_sigterm_ends_a_grid_and_its_workers(tmp_path):
 
 def test_sigterm_ends_a_report_and_its_kernel(tmp_path):
     v = nbformat.v4
-    nb = v.new_notebook(cells=[v.new_code_cell("pid = ''", metadata={'tags': ['parameters']}), v.new_code_cell("import os, time\nopen(pid, 'w').write(str(os.getpid()))\ntime.sleep(300)")])
+    sleep = "import os, time\nopen(pid, 'w').write(str(os.getpid()))\ntime.sleep(300)"
+    cells = [v.new_code_cell("pid = ''", metadata={'tags': ['parameters']}), v.new_code_cell(sleep)]
+    nb = v.new_notebook(cells=cells)
     nb.metadata['kernelspec'] = {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}
     nbformat.write(nb, tmp_path/'slow.ipynb')
-    p = Another(tmp_path, command, 'report', tmp_path/'slow.ipynb', '-o', tmp_path/'out/r', '-p', f'pid={tmp_path}/pid', VFASSOC_SETTINGS=str(ini(tmp_path)))
+    p = Another(tmp_path, command, 'report', tmp_path/'slow.ipynb', '-o', tmp_path/'out/r', '-p', f'pid={tmp_path}/pid',
+                VFASSOC_SETTINGS=str(ini(tmp_path)))
     p.until(lambda: (tmp_path/'pid').exists() and (tmp_path/'pid').read_text())
     kernel = int((tmp_path/'pid').read_text())
-    assert [f.name for f in (tmp_path/'out').glob('.r*.ipynb')] == [temporary('r', '.ipynb').name.replace(str(os.getpid()), str(p.p.pid))]
+    partial = temporary('r', '.ipynb').name.replace(str(os.getpid()), str(p.p.pid))
+    assert [f.name for f in (tmp_path/'out').glob('.r*.ipynb')] == [partial]
     os.kill(p.p.pid, signal.SIGTERM)
     assert p.end() == 143 and not (tmp_path/'out').exists()
     end = time.monotonic() + 30

@@ -156,7 +156,8 @@ def test_label_contrast_is_a_double_loop():
         near = [(z[i] - z[j]).square().sum()/2 for j in range(8) if j != i and label[j] == label[i]]
         far = [F.relu(.6 - (z[i] - z[j]).norm()).square()/2 for j in range(8) if label[j] != label[i]]
         each.append(sum(near)/len(near) + sum(far)/len(far))
-    close(supervised_contrastive(v, f, y), torch.stack([(each[i] + each[i + 4])/2 for i in range(4)]), rtol=1e-4, atol=1e-5)
+    expected = torch.stack([(each[i] + each[i + 4])/2 for i in range(4)])
+    close(supervised_contrastive(v, f, y), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_multi_similarity_is_a_double_loop():
@@ -312,7 +313,8 @@ def test_c_is_halved_by_the_method():
     "Notices a schedule that is never asked."
     cfg = FAAConfig(patience=1, min_clusters=2, fusion=FusionConfig(dim=4, layers=1, heads=1, inner=4))
     method = FAA(towers(4), cfg, 8)
-    assert [method.on_epoch_end(epoch, score)['clusters'] for epoch, score in enumerate((.5, .4, .3, .6))] == [8, 8, 4, 2]
+    clusters = [method.on_epoch_end(epoch, score)['clusters'] for epoch, score in enumerate((.5, .4, .3, .6))]
+    assert clusters == [8, 8, 4, 2]
 
 
 def test_prototypes_are_those_of_the_other_modality():
@@ -378,9 +380,10 @@ def test_sampled_negatives_follow_temperature_and_batch():
     "Notices sampling that ignores its temperature, and draws that are the same in every batch."
     v, f, _ = both(16)
     label, u = torch.arange(16), gumbel_noise(0, 0, 16)[0]
-    pick = lambda how, t=1.: hard_negatives(v, label, f, label, how, u, t)[0].tolist()
+    def pick(how, t=1.): return hard_negatives(v, label, f, label, how, u, t)[0].tolist()
     assert pick('sampled', 1e-4) == pick('hardest') != pick('sampled', 1e4) == pick('random')
-    assert not torch.equal(gumbel_noise(0, 0, 4), gumbel_noise(0, 1, 4)) and not torch.equal(gumbel_noise(0, 0, 4), gumbel_noise(1, 0, 4))
+    assert not torch.equal(gumbel_noise(0, 0, 4), gumbel_noise(0, 1, 4))
+    assert not torch.equal(gumbel_noise(0, 0, 4), gumbel_noise(1, 0, 4))
     assert torch.equal(torch.cat([gumbel_noise(0, 3, 4, r, 2) for r in (0, 1)], 1), gumbel_noise(0, 3, 4))
 
 
@@ -616,7 +619,8 @@ def test_every_choice_of_an_example_is_made_anew_in_every_epoch(media):
 
 def test_every_epoch_has_its_own_order():
     "Notices one order for all epochs, one for all seeds, and a resumed epoch that begins at its beginning."
-    rows = lambda seed, epoch, start=0: [i for b in DistributedBatchSampler(12, 4, seed, epoch, start) for _, i in b]
+    def rows(seed, epoch, start=0):
+        return [i for b in DistributedBatchSampler(12, 4, seed, epoch, start) for _, i in b]
     assert len({tuple(rows(0, e)) for e in range(6)}) == 6 == len({tuple(rows(s, 0)) for s in range(6)})
     assert rows(0, 3, 1) == rows(0, 3)[4:] and sorted(rows(0, 3)) == list(range(12))
 
@@ -654,7 +658,7 @@ def test_training_validates_without_augmentation_and_records_whom_it_met(media, 
 
 def test_cached_features_are_of_the_video_and_change_too(media, tmp_path):
     "Notices vectors of another video or corpus, and a clip or a face that stays the same in all epochs."
-    number = lambda path: [int(path.split('/v')[-1][0]), int(path.rsplit('/', 1)[1].split('.')[0])] # video and file
+    def number(path): return [int(path.split('/v')[-1][0]), int(path.rsplit('/', 1)[1].split('.')[0])] # video and file
     paths = {m: media.table.path[media.table.modality == m] for m in ('voice', 'face')}
     vectors = {m: np.array(list(map(number, p)), np.float32) for m, p in paths.items()}
     save_features(tmp_path/'f.npz', **vectors, voice_path=paths['voice'], face_path=paths['face'])

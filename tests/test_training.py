@@ -24,7 +24,8 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 def child(folder, at):
     "A training run in a new interpreter, SIGKILLed before step `at`; exit status and output."
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    r = subprocess.run([sys.executable, toy.__file__, str(folder), str(at)], env=env, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, toy.__file__, str(folder), str(at)]
+    r = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     return r.returncode, r.stderr
 
 
@@ -49,7 +50,8 @@ def test_sigkill_and_resume_is_bit_identical(tmp_path):
         pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 
-@pytest.mark.parametrize('name, kills', [('cmpc', [5, 9, 14]), ('cmpc-released', [7, 13]), ('faa', [5, 9, 14]), ('faa-hardest', [8])])
+@pytest.mark.parametrize('name, kills', [
+    ('cmpc', [5, 9, 14]), ('cmpc-released', [7, 13]), ('faa', [5, 9, 14]), ('faa-hardest', [8])])
 def test_memories_and_prototypes_are_resumed_bit_identically(tmp_path, name, kills):
     method, kw = toy.METHODS[name], dict(validate=lambda m: .5) if 'faa' in name else {} # a schedule that moves
     model, _ = toy.run(tmp_path/'a', method=method, **kw)
@@ -159,7 +161,8 @@ def test_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
     with pytest.raises(RunError, match=r'not finite at step 10 \(epoch 2\).*lower train.peak_lr'):
         training.fit(model, toy.batches, 6, cfg, RunFolder(tmp_path), quiet=True)
     tensors, plain = load_tensors(tmp_path/'checkpoints/last.safetensors')
-    assert plain['state']['step'] == 8 and all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
+    assert plain['state']['step'] == 8
+    assert all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
 
 
 def test_disk_full_in_the_middle_of_a_checkpoint(tmp_path, monkeypatch):
@@ -208,7 +211,10 @@ def test_other_configuration_or_model_is_refused(tmp_path):
 def test_compiled_towers_learn_the_same_and_are_resumed(tmp_path, monkeypatch):
     "Traced and differentiated as ever, but the graphs are run as they are: writing C++ for them takes minutes."
     whole, graphs = torch.nn.Module.compile, []
-    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self: whole(self, backend='aot_eager') or graphs.append(self))
+    def traced(self):
+        whole(self, backend='aot_eager')
+        graphs.append(self)
+    monkeypatch.setattr(torch.nn.Module, 'compile', traced)
     eager, _ = toy.run(tmp_path/'eager', validate=lambda m: float(toy.pooled(m.model).std()))
     def stop(s):
         if s == 9: raise RuntimeError
@@ -218,7 +224,7 @@ def test_compiled_towers_learn_the_same_and_are_resumed(tmp_path, monkeypatch):
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] > 0
     a, b = (pd.read_csv(tmp_path/r/'history.csv') for r in ('eager', 'run'))
     assert abs(a.loss - b.loss).max() < 1e-3*a.loss.max() and a.loss.iloc[-1] != a.loss.iloc[0]
-    assert weights(model).keys() == weights(eager).keys()                    # as ever: readable by whoever does not compile
+    assert weights(model).keys() == weights(eager).keys() # as ever: readable without a compiler
     with pytest.raises(RunError, match='started with compile = True'): toy.run(tmp_path/'run')
 
 
