@@ -62,7 +62,8 @@ def test_imports_point_downwards():
 def test_packages_do_nothing_when_imported():
     for p in modules():
         if p.name == '__init__.py':
-            assert not imported((ROOT/p).read_text(), 'x'), f'{p}: a package imports nothing: import the module you need'
+            allowed = {'pkgutil.resolve_name'} if len(p.parts) == 2 else set() # the public names are imported when they are used
+            assert set(imported((ROOT/p).read_text(), 'x')) <= allowed, f'{p}: a package imports nothing: import the module you need'
 
 @pytest.mark.parametrize('sources, word', [
     ({'core': 'from vfassoc.corpus.audio import read_audio'}, 'upwards'),
