@@ -32,7 +32,7 @@ def one_line(err, *words):
 
 def test_main_job_by_command(settings, capsys):
     synth = ['identities=20', 'videos_per_identity=2', 'seconds=1.0', 'frames=1', 'size=48', 'train=0.4', 'valid=0.2']
-    assert call(capsys, 'synth', 'mine', *[x for s in synth for x in ('--set', s)])[0] == 0
+    assert call(capsys, 'synthesize', 'mine', *[x for s in synth for x in ('--set', s)])[0] == 0
     assert json.loads((settings/'data/mine/synth.json').read_text())['seed'] == 3   # from settings.ini
     code, out, _ = call(capsys, 'prepare', 'mine', '--check', 'full')
     assert code == 0 and re.search(r'train\s+8\s+16', out) and 'usable' in out
@@ -50,7 +50,7 @@ def test_main_job_by_command(settings, capsys):
 
 def test_a_split_with_one_identity_and_an_old_generator(settings, capsys):
     synth = ['identities=12', 'videos_per_identity=2', 'seconds=1.0', 'frames=1', 'size=48', 'train=0.5', 'valid=0.2']
-    call(capsys, 'synth', 'mine', *[x for s in synth for x in ('--set', s)])
+    call(capsys, 'synthesize', 'mine', *[x for s in synth for x in ('--set', s)])
     root, train = settings/'data/mine', ('train', 'cid-demo', '--corpus', 'mine', '--run', 'r', *TINY)
     text = (root/'identity_splits.txt').read_text()
     valid = [line for line in text.splitlines() if line.endswith(' 2')]
@@ -75,8 +75,8 @@ def test_unknown_things_are_one_line(settings, capsys):
             (('prepare', 'nowhere'), ('nowhere',)),
             (('evaluate', 'nowhere'), ('no run here', 'vfassoc train')),
             (('report', 'no-such-report'), ('no such report',)),
-            (('synth', 'x', '--set', 'coupling=2'), ('coupling', '0 to 1')),
-            (('synth', 'x', '--set', 'copling=1'), ("unknown key 'copling'",)),
+            (('synthesize', 'x', '--set', 'coupling=2'), ('coupling', '0 to 1')),
+            (('synthesize', 'x', '--set', 'copling=1'), ("unknown key 'copling'",)),
             (('--settings', 'none.ini', 'prepare', 'x'), ('no such settings file',))]:
         code, _, err = call(capsys, *args)
         assert code == 2, args
@@ -92,5 +92,5 @@ def test_show_prints_the_recipe_and_trains_nothing(settings, capsys):
 def test_help_answers_the_first_question():
     r = subprocess.run([sys.executable, '-m', 'vfassoc', '--help'], capture_output=True, text=True, timeout=120)
     assert r.returncode == 0 and 'New here?' in r.stdout
-    for command in ('synth', 'prepare', 'train', 'evaluate', 'report', 'demo'):
+    for command in ('synthesize', 'prepare', 'train', 'evaluate', 'report', 'demo'):
         assert re.search(rf'^    {command} ', r.stdout, re.M)

@@ -109,17 +109,17 @@ def test_the_grid_makes_its_features_once_and_notices_strangers(grid):
 
 
 def test_commands(grid, capsys):
-    assert main(['features', 'enc', '--corpus', 'tiny', '-o', 'again.npz']) == 0
+    assert main(['extract', 'enc', '--corpus', 'tiny', '-o', 'again.npz']) == 0
     assert np.allclose(load_features(grid/'data/again.npz').face, load_features(grid/'data/tiny.npz').face)
-    assert main(['features', 'enc', '--corpus', 'tiny', '-o', 'again.npz']) == 2 and 'exists; delete it' in capsys.readouterr().err
-    assert main(['features', 'faa', '--corpus', 'tiny', '-o', 'x.npz', '--set', 'voice_weights=none.ckpt', '--set', 'face_weights=vggface2']) == 2
+    assert main(['extract', 'enc', '--corpus', 'tiny', '-o', 'again.npz']) == 2 and 'exists; delete it' in capsys.readouterr().err
+    assert main(['extract', 'faa', '--corpus', 'tiny', '-o', 'x.npz', '--set', 'voice_weights=none.ckpt', '--set', 'face_weights=vggface2']) == 2
     err = capsys.readouterr().err
     assert 'none.ckpt: no such weights; a path, or speechbrain/spkrec-ecapa-voxceleb' in err and err.count('\n') == 1 and not (grid/'data/x.npz').exists()
 
 
 @pytest.mark.parametrize('change, words', [
     (dict(voice_dim=192), 'voice vectors have 8 numbers, model.voice_dim = 192; set it to 8'),
-    (dict(features='gone.npz'), 'no such file of features; make it with `vfassoc features`'),
+    (dict(features='gone.npz'), 'no such file of features; make it with `vfassoc extract`'),
     (dict(corpus='strangers'), 'made from another corpus than'),
     (dict(nan=True), 'is not finite (and maybe more); embed the corpus again'),
     (dict(missing=True), 'no vector for 3 of the'),

@@ -32,7 +32,7 @@ def test_an_interrupted_command_goes_on_and_skips_what_is_done(tmp_path):
     "SIGKILL of the whole group after the first cell: the next command, one cell at a time, trains the rest and leaves the first as it was."
     (tmp_path/'g.json').write_text(json.dumps(to_dict(tiny(('CID', 'CMPC')))))
     env = {**os.environ, 'VFASSOC_SETTINGS': str(ini(tmp_path)), 'OMP_NUM_THREADS': '1'}
-    call = [sys.executable, '-m', 'vfassoc', 'grid', str(tmp_path/'g.json'), '--jobs', '2', '--set', 'seeds=[0, 1]']
+    call = [sys.executable, '-m', 'vfassoc', 'sweep', str(tmp_path/'g.json'), '--jobs', '2', '--set', 'seeds=[0, 1]']
     p = subprocess.Popen(call, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
     assert 'done' in p.stdout.readline()
     os.killpg(p.pid, signal.SIGKILL)
@@ -75,10 +75,10 @@ def test_the_command_fails_when_a_cell_does(tmp_path, capsys, monkeypatch):
     grid = to_dict(tiny(('CID',)))
     grid['variants']['CID'] = {**VARIANTS['CID'], 'train.batch_size': 4096, 'train.total_samples': 4096}
     (tmp_path/'g.json').write_text(json.dumps(grid))
-    assert main(['grid', str(tmp_path/'g.json'), '--jobs', '1']) == 2
+    assert main(['sweep', str(tmp_path/'g.json'), '--jobs', '1']) == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
     assert err.startswith('vfassoc: 1 cells did not finish') and 'batch_size' in err
-    assert main(['grid', 'nothing']) == 2 and 'known: ablation-cmpc' in capsys.readouterr().err
+    assert main(['sweep', 'nothing']) == 2 and 'known: ablation-cmpc' in capsys.readouterr().err
 
 
 def test_another_protocol_or_seed_is_not_finished(cmpc_grid, tmp_path):

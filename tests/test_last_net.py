@@ -36,9 +36,9 @@ def call(capsys, *args):
 def test_what_is_not_foreseen_is_one_line_and_a_file(place, capsys, monkeypatch, error):
     def fails(*a, **k): raise error
     monkeypatch.setattr('vfassoc.training.recipes.load_recipe', fails)
-    code, line = call(capsys, 'cost', 'cid-demo')
+    code, line = call(capsys, 'flops', 'cid-demo')
     file = Path(re.search(r'(\S+vfassoc-error-\S+\.txt)$', line)[1])
-    assert code == 1 and line.startswith(f'vfassoc: {type(error).__name__}') and 'in fails' in file.read_text() and 'vfassoc cost cid-demo' in file.read_text()
+    assert code == 1 and line.startswith(f'vfassoc: {type(error).__name__}') and 'in fails' in file.read_text() and 'vfassoc flops cid-demo' in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600 and file.parent == place/'tmp'
 
 
@@ -46,7 +46,7 @@ def test_the_net_itself_never_fails(place, capsys, monkeypatch):
     def fails(*a, **k): raise ValueError('oh')
     monkeypatch.setattr('vfassoc.training.recipes.load_recipe', fails)
     monkeypatch.setattr(cli.tempfile, 'mkstemp', fails)
-    code, line = call(capsys, 'cost', 'cid-demo')
+    code, line = call(capsys, 'flops', 'cid-demo')
     assert code == 1 and 'ValueError: oh' in line and 'could not be written' in line
 
 
@@ -54,7 +54,7 @@ def test_sigterm_and_ctrl_c_end_a_command(place, capsys, monkeypatch):
     for s, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         monkeypatch.setattr('vfassoc.training.recipes.load_recipe', lambda *a, s=s: signal.raise_signal(s))
         before = signal.getsignal(signal.SIGTERM)
-        assert call(capsys, 'cost', 'cid-demo') == (status, 'vfassoc: interrupted')
+        assert call(capsys, 'flops', 'cid-demo') == (status, 'vfassoc: interrupted')
         assert signal.getsignal(signal.SIGTERM) is before and 'VFASSOC_COMMAND' not in os.environ
 
 
@@ -68,24 +68,24 @@ LONG, SURROGATE = 'a'*300, 'a\udcffb'
     (('train', 'cid-demo', '--set', 'train.grad_clip=1e999'), ('clip = inf', 'finite')),
     (('train', 'cid-demo', '--set', 'train.weight_decay=NaN'), ('weight_decay = nan', 'finite')),
     (('train', 'cid-demo', '--set', 'method.tau=Infinity'), ('tau', 'inf', 'finite')),
-    (('grid', 'compare', '--set', 'changes.method.tau=Infinity'), ('inf', 'finite')),
-    (('synth', 'x', '--set', 'noise=NaN'), ('noise = nan', 'finite')),
-    (('cost', 'cid-demo', '--tera', 'inf'), ('tera = inf',)),
+    (('sweep', 'compare', '--set', 'changes.method.tau=Infinity'), ('inf', 'finite')),
+    (('synthesize', 'x', '--set', 'noise=NaN'), ('noise = nan', 'finite')),
+    (('flops', 'cid-demo', '--tflops', 'inf'), ('tflops = inf',)),
     (('train', 'cid-demo', '--set', 'model=' + '['*100_000), ('model', 'characters')),
     (('train', 'cid-demo', '--set', 'name="a\\ud800b"'), ('name', 'ud800', 'UTF-8')),
     (('train', 'cid-demo', '--corpus', '~nosuchuser/x'), ('~nosuchuser/x', 'cannot be a path')),
     (('evaluate', '~nosuchuser/x'), ('~nosuchuser/x', 'cannot be a path')),
     (('--settings', '~nosuchuser/x', 'demo'), ('~nosuchuser/x', 'cannot be a path')),
     (('report', 'evaluate', '-o', '~nosuchuser/x'), ('~nosuchuser/x', 'cannot be a path')),
-    (('synth', LONG), ('aaaa', '255')), (('train', 'cid-demo', '--run', LONG), ('aaaa', '255')), (('pack', 'x', '-o', f'y/{LONG}'), ('aaaa', '255')),
+    (('synthesize', LONG), ('aaaa', '255')), (('train', 'cid-demo', '--run', LONG), ('aaaa', '255')), (('pack', 'x', '-o', f'y/{LONG}'), ('aaaa', '255')),
     (('train', f'{LONG}.json'), ('aaaa', '255')), (('report', LONG), ('aaaa', '255')),
-    (('synth', SURROGATE), ('udcff', 'UTF-8')), (('evaluate', SURROGATE), ('udcff', 'UTF-8')), (('train', 'cid-demo', '--set', f'name={SURROGATE}'), ('udcff', 'UTF-8')),
+    (('synthesize', SURROGATE), ('udcff', 'UTF-8')), (('evaluate', SURROGATE), ('udcff', 'UTF-8')), (('train', 'cid-demo', '--set', f'name={SURROGATE}'), ('udcff', 'UTF-8')),
     (('evaluate', 'a\nb'), ('a\\nb', 'no run here')), (('prepare', 'a\x1b[31mb'), ('\\x1b[31m',)),
     (('report', 'evaluate', '-o', '.'), ("'.'",)), (('report', 'evaluate', '-o', '/'), ("'/'",)),
-    (('features', 'r', '--corpus', 'c', '-o', 'f.npz', '--set', 'name=1'), ("option 'name'", 'seconds')),
-    (('features', 'r', '--corpus', 'c', '-o', 'f.npz', '--set', 'quiet=true'), ("option 'quiet'", 'seconds')),
-    (('features', 'faa', '--corpus', 'c', '-o', 'f.npz', '--set', 'voice_weights=3', '--set', 'face_weights=4'), ('3',)),
-], ids=lambda x: ' '.join(x)[:40].encode('ascii', 'replace').decode() if isinstance(x, tuple) and x[0] in ('train', 'grid', 'synth', 'cost', 'evaluate', 'report', 'pack', 'prepare', 'features', '--settings') else '')
+    (('extract', 'r', '--corpus', 'c', '-o', 'f.npz', '--set', 'name=1'), ("option 'name'", 'seconds')),
+    (('extract', 'r', '--corpus', 'c', '-o', 'f.npz', '--set', 'quiet=true'), ("option 'quiet'", 'seconds')),
+    (('extract', 'faa', '--corpus', 'c', '-o', 'f.npz', '--set', 'voice_weights=3', '--set', 'face_weights=4'), ('3',)),
+], ids=lambda x: ' '.join(x)[:40].encode('ascii', 'replace').decode() if isinstance(x, tuple) and x[0] in ('train', 'sweep', 'synthesize', 'flops', 'evaluate', 'report', 'pack', 'prepare', 'features', '--settings') else '')
 def test_odd_arguments_are_one_line(place, capsys, args, words):
     code, line = call(capsys, *args)
     assert code == 2 and line.startswith('vfassoc: ') and len(line) < 700 and all(w in line for w in words), line
@@ -109,7 +109,7 @@ def test_errors_stand_on_a_line_of_their_own(place, capsys, monkeypatch):
     def fails(*a):
         for _ in progress(range(10), desc='half'): raise VfassocError('here: is an error')
     monkeypatch.setattr('vfassoc.training.recipes.load_recipe', fails)
-    assert main(['cost', 'cid-demo']) == 2
+    assert main(['flops', 'cid-demo']) == 2
     err = capsys.readouterr().err
     assert 'half' in err and err.splitlines()[-1] == 'vfassoc: here: is an error'
 

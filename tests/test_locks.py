@@ -135,8 +135,8 @@ def test_wait_waits(tmp_path):
     synth = [x for k, v in {**SYNTH, 'identities': 4, 'videos_per_identity': 1}.items() for x in ('--set', f'{k}={v}')]
     env = {'VFASSOC_SETTINGS': str(ini(tmp_path))}
     with claim(tmp_path/'data/c'):
-        no = Another(tmp_path, command, 'synth', 'c', *synth, **env)
-        yes = Another(tmp_path, command, 'synth', 'c', *synth, '--wait', **env)
+        no = Another(tmp_path, command, 'synthesize', 'c', *synth, **env)
+        yes = Another(tmp_path, command, 'synthesize', 'c', *synth, '--wait', **env)
         assert no.end() == 2
         line, = no.said.splitlines()
         assert line.startswith('vfassoc: ') and f'process {os.getpid()} on' in line and '--wait' in line
@@ -238,7 +238,7 @@ def test_sigterm_ends_a_grid_and_its_workers(tmp_path):
     "Only the command gets the signal; the cells in its two workers save and stop, the third does not begin."
     plan = tiny(('CID', 'CMPC', '+ prototypes'), (0,), **{'train.total_samples': 800_000})
     (tmp_path/'g.json').write_text(json.dumps(to_dict(plan)))
-    p = Another(tmp_path, command, 'grid', tmp_path/'g.json', '--run', 'g', '--jobs', '2',
+    p = Another(tmp_path, command, 'sweep', tmp_path/'g.json', '--run', 'g', '--jobs', '2',
                 VFASSOC_SETTINGS=str(ini(tmp_path)))
     def begun(): return [f.parents[1] for f in (tmp_path/'runs/g').glob('*/seed0/checkpoints/last.safetensors')]
     p.until(lambda: len(begun()) == 2)

@@ -117,3 +117,15 @@ def test_each_key_is_translated_by_its_place(given, want): assert current_keys(g
 @pytest.mark.parametrize('given', [{'train.lr': 1, 'train.peak_lr': 1}, {'train': {'lr': 1, 'peak_lr': 1}}, {'start': '', 'init_from': ''}])
 def test_both_spellings_are_refused(given):
     with pytest.raises(ConfigError, match='peak_lr|init_from'): current_keys(given, 'r')
+
+
+@pytest.mark.parametrize('call, now, word', [
+    (['synth', 'x', '--set', 'noise=NaN'], ['synth is now synthesize'], 'noise'),
+    (['features', 'r', '--corpus', 'c', '-o', 'f.npz', '--set', 'name=1'], ['features is now extract'], 'name'),
+    (['lists', 'nowhere'], ['lists is now trials'], '--corpus'),
+    (['grid', 'nothing'], ['grid is now sweep'], 'nothing'),
+    (['cost', 'cid-demo', '--tera', '-1'], ['cost is now flops', '--tera is now --tflops'], 'tflops = -1.0')], ids=lambda x: x[0])
+def test_old_commands_work_with_one_line(capsys, call, now, word):
+    assert main(call) == 2
+    *notices, error = capsys.readouterr().err.splitlines()
+    assert notices == now and error.startswith('vfassoc: ') and word in error

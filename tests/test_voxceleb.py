@@ -324,10 +324,10 @@ def test_strict_missing_media_and_leaks_are_one_line(small, monkeypatch, capsys)
         err = [line for line in capsys.readouterr().err.split('\n') if line.startswith('vfassoc: ')]
         assert len(err) == 1
         return err[0]
-    assert 'no such file in the corpus' in said('lists', 'data/cmpc-lists', '--corpus', 'voxceleb1', '--strict')
-    assert 'either --corpus NAME, or --meta' in said('lists', 'data/cmpc-lists')
-    assert 'needs --meta' in said('lists', 'data/cmpc-lists', '--corpus', 'voxceleb1', '--baseline', 'random')
-    assert 'no list of trials in it' in said('lists', 'data/voxceleb1/wav', '--corpus', 'voxceleb1')
+    assert 'no such file in the corpus' in said('trials', 'data/cmpc-lists', '--corpus', 'voxceleb1', '--strict')
+    assert 'either --corpus NAME, or --meta' in said('trials', 'data/cmpc-lists')
+    assert 'needs --meta' in said('trials', 'data/cmpc-lists', '--corpus', 'voxceleb1', '--baseline', 'random')
+    assert 'no list of trials in it' in said('trials', 'data/voxceleb1/wav', '--corpus', 'voxceleb1')
     assert 'needs --index' in said('voxceleb1', '--corpus', 'voxceleb1')
     assert '--strict belongs to --lists' in said('evaluate', 'rehearsal', '--strict')
     heard = d/'data/heard'
@@ -338,7 +338,7 @@ def test_strict_missing_media_and_leaks_are_one_line(small, monkeypatch, capsys)
     assert 'were trained on' in said('evaluate', 'rehearsal', '--lists', str(heard))
     meta = d/'data/comma.csv'
     meta.write_text((d/'data/voxceleb1/vox1_meta.csv').read_text().replace('\t', ','))
-    assert 'must be tab separated' in said('lists', 'data/cmpc-lists', '--meta', str(meta))
+    assert 'must be tab separated' in said('trials', 'data/cmpc-lists', '--meta', str(meta))
     assert 'holds a packed corpus already' in said('pack', 'voxceleb1', '-o', 'voxceleb1-packed')
 
 

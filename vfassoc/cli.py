@@ -5,7 +5,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vfassoc import __version__
-from vfassoc.core import (ConfigError, RunError, Terminated, VfassocError, end_workers, load_settings, printable,
+from vfassoc.core import (ConfigError, RunError, Terminated, VfassocError, current_name, end_workers, load_settings, printable,
                           require, to_dict, user_path)
 
 START = """\
@@ -24,6 +24,9 @@ Your own corpus (a folder in the VoxCeleb1 tree, see data/README.md), step by st
 WAIT = 'if another command writes where this one is to write, wait until it has ended (default: say who it is, and stop)'
 
 
+OLD_WORDS = {'synth': 'synthesize', 'features': 'extract', 'lists': 'trials', 'grid': 'sweep', 'cost': 'flops'} # read for one release
+
+
 def changes(pairs, where):
     "['train.seed=3'] to {'train.seed': 3}."
     from vfassoc.training.recipes import parse_value
@@ -35,12 +38,12 @@ def changes(pairs, where):
     return out
 
 
-def synth(a, s):
+def synthesize(a, s):
     from vfassoc.core import from_dict
     from vfassoc.synthetic.corpus import SynthConfig, write_corpus
     from vfassoc.training.run import corpus_path
     root = corpus_path(a.corpus, s)
-    write_corpus(root, from_dict(SynthConfig, {'seed': s.seed, **changes(a.set, 'synth')}, 'synth'), s.workers)
+    write_corpus(root, from_dict(SynthConfig, {'seed': s.seed, **changes(a.set, 'synthesize')}, 'synthesize'), s.workers)
     print(root)
 
 
@@ -77,18 +80,18 @@ def pack(a, s):
     print(run(open_corpus(a.corpus, s), corpus_path(a.output, s), cfg, s.workers))
 
 
-def lists(a, s):
+def trials(a, s):
     from vfassoc.evaluation.published import list_table, resolve_lists
     from vfassoc.evaluation.run_published import baseline_run, corpus_lists, listed_media
     from vfassoc.evaluation.trial_files import read_lists
     from vfassoc.training.run import open_corpus, run_path
-    if bool(a.corpus) == bool(a.meta): raise ConfigError('lists: give either --corpus NAME, or --meta vox1_meta.csv for the lists alone')
+    if bool(a.corpus) == bool(a.meta): raise ConfigError('trials: give either --corpus NAME, or --meta vox1_meta.csv for the lists alone')
     if a.baseline:
-        if not a.meta: raise ConfigError('lists: --baseline needs --meta vox1_meta.csv')
+        if not a.meta: raise ConfigError('trials: --baseline needs --meta vox1_meta.csv')
         path = run_path(a.run or f'{a.baseline}-vectors', s)
-        baseline_run(a.baseline, path, a.folder, a.meta, changes(a.set, 'lists'), seed=s.seed, strict=a.strict)
+        baseline_run(a.baseline, path, a.folder, a.meta, changes(a.set, 'trials'), seed=s.seed, strict=a.strict)
         return print(path)
-    if a.run or a.set: raise ConfigError('lists: --run and --set belong to --baseline')
+    if a.run or a.set: raise ConfigError('trials: --run and --set belong to --baseline')
     if a.corpus: *_, account, other = corpus_lists(a.folder, open_corpus(a.corpus, s), a.strict)
     else:
         named, other = read_lists(a.folder, a.strict)
@@ -106,11 +109,11 @@ def identity_names(meta):
     return dict(zip(d['name'], d.index))
 
 
-def features(a, s):
+def extract(a, s):
     from vfassoc.training.extract import make_features
-    options, weights = changes(a.set, 'features'), {p.partition('=')[0]: p.partition('=')[2] for p in a.set or () if '_weights=' in p} # a path may look like a number
+    options, weights = changes(a.set, 'extract'), {p.partition('=')[0]: p.partition('=')[2] for p in a.set or () if '_weights=' in p} # a path may look like a number
     known = ('voice_weights', 'face_weights', 'seconds', 'size')
-    if unknown := sorted(set(options) - set(known)): raise ConfigError(f'features: unknown option {unknown[0]!r}; known: {", ".join(known)}')
+    if unknown := sorted(set(options) - set(known)): raise ConfigError(f'extract: unknown option {unknown[0]!r}; known: {", ".join(known)}')
     print(make_features(a.encoder, a.corpus, a.output, s, options={**options, **weights}))
 
 
@@ -127,14 +130,17 @@ def train(a, s):
     return 0 if r.finished else 128 + (r.by or signal.SIGINT)
 
 
-def cost(a, s):
+def flops(a, s):
     from vfassoc.methods.registry import method_class
     from vfassoc.training.flops import SPLITS, cost as count, disk
     from vfassoc.training.recipes import load_recipe
-    recipe = load_recipe(a.recipe, changes(a.set, 'cost'))
-    require(0 < a.tera < 1e9, 'cost', 'tera', a.tera, 'above 0, below 1e9')
+    recipe = load_recipe(a.recipe, changes(a.set, 'flops'))
+    if a.tera is not None:
+        current_name('--tera', {'--tera': '--tflops'})
+        a.tflops = a.tera
+    require(0 < a.tflops < 1e9, 'flops', 'tflops', a.tflops, 'above 0, below 1e9')
     size = SPLITS[method_class(recipe.method).paper_split]
-    for k, x in {**count(recipe, size, a.tera), **disk(size, recipe.data.face_size)}.items(): print(f'{k:<28} {x:,}')
+    for k, x in {**count(recipe, size, a.tflops), **disk(size, recipe.data.face_size)}.items(): print(f'{k:<28} {x:,}')
     print(f'for {size.videos:,} training videos of VoxCeleb1; counted, not timed')
 
 
@@ -153,11 +159,11 @@ def evaluate(a, s):
     print(as_text(paper_table(read_scores(paths, 'lists' if a.lists else 'metrics'))))
 
 
-def grid(a, s):
+def sweep(a, s):
     from vfassoc.experiments.sweeps import OK, load_grid, run_grid
     from vfassoc.training.run import run_path
     path = run_path(a.run or Path(a.grid).stem, s)
-    t = run_grid(load_grid(a.grid, changes(a.set, 'grid')), path, s, a.jobs, a.scheduler)
+    t = run_grid(load_grid(a.grid, changes(a.set, 'sweep')), path, s, a.jobs, a.scheduler)
     bad = t[~t.result.isin(OK)]
     print(f'{path}: {len(t) - len(bad)} of {len(t)} cells finished')
     if len(bad): raise RunError(f'{len(bad)} cells did not finish, the first ({bad.variant.iloc[0]}, seed {bad.seed.iloc[0]}): {bad.result.iloc[0]}')
@@ -190,12 +196,12 @@ def parser():
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
     def add(fn, text, **args):
-        q = sub.add_parser(fn.__name__, help=text, description=text[0].upper() + text[1:] + '.')
+        q = sub.add_parser(fn.__name__, aliases=[old for old, new in OLD_WORDS.items() if new == fn.__name__], help=text, description=text[0].upper() + text[1:] + '.')
         q.add_argument('--wait', action='store_true', default=argparse.SUPPRESS, help=WAIT)
         q.set_defaults(fn=fn)
         return q
     many = dict(action='append', metavar='KEY=VALUE')
-    q = add(synth, 'draw a synthetic corpus whose every latent is known')
+    q = add(synthesize, 'draw a synthetic corpus whose every latent is known')
     q.add_argument('corpus', help='name under `data`, or a path')
     q.add_argument('--set', **many, help='a field of SynthConfig, e.g. identities=400, coupling=0.5, seed=1; may be repeated')
     q = add(prepare, 'scan a corpus: check every file, count, split, and keep the manifest')
@@ -211,7 +217,7 @@ def parser():
     q.add_argument('corpus', help='name under `data`, or a path: a tree')
     q.add_argument('-o', '--output', required=True, metavar='NAME', help='name under `data`, or a path; train on it with --corpus NAME')
     q.add_argument('--set', **many, help='pixels=112 (decode faces now; 0 keeps their files), shard_mb=512; may be repeated')
-    q = add(features, 'embed a corpus once into a file of features, to train on without encoders')
+    q = add(extract, 'embed a corpus once into a file of features, to train on without encoders')
     q.add_argument('encoder', help="a run (name under `runs`, or a path), or `faa`: FAA's pretrained encoders")
     q.add_argument('--corpus', required=True, help='name under `data`, or a path')
     q.add_argument('-o', '--output', required=True, metavar='FILE.npz', help='name under `data`, or a path')
@@ -222,17 +228,18 @@ def parser():
     q.add_argument('--corpus', help="instead of the recipe's")
     q.add_argument('--set', **many, help='change a field, e.g. train.seed=3, train.total_samples=100000, method.tau=0.05; may be repeated')
     q.add_argument('--show', action='store_true', help='print the recipe and stop')
-    q = add(cost, 'count the operations of a recipe on VoxCeleb1, and its hours at a given rate')
+    q = add(flops, 'count the operations of a recipe on VoxCeleb1, and its hours at a given rate')
     q.add_argument('recipe', help='cmpc-voxceleb1, faa-voxceleb1, ..., or a JSON file')
     q.add_argument('--set', **many, help='change a field; may be repeated')
-    q.add_argument('--tera', type=float, default=150., help='10^12 operations a second that the machine sustains (default: 150)')
+    q.add_argument('--tflops', type=float, default=150., help='10^12 operations a second that the machine sustains (default: 150)')
+    q.add_argument('--tera', type=float, help=argparse.SUPPRESS)
     q = add(evaluate, 'score runs on test identities: verification, matching, retrieval, with intervals')
     q.add_argument('run', nargs='+', help='name under `runs`, or a path')
     q.add_argument('--set', **many, help='a field of ProtocolConfig, e.g. seed=1, replicates=2000; may be repeated')
     q.add_argument('--corpus', help="instead of the run's own")
     q.add_argument('--lists', metavar='FOLDER', help='published lists (matching, verification, galleries) instead of drawn trials; into lists.json')
     q.add_argument('--strict', action='store_true', help='with --lists: a line that cannot be used is an error')
-    q = add(lists, 'read published lists and account for every line; or score drawn vectors on them')
+    q = add(trials, 'read published lists and account for every line; or score drawn vectors on them')
     q.add_argument('folder', help='with csv and txt files, or one of them')
     q.add_argument('--corpus', help='name under `data`, or a path: which lines have their media there?')
     q.add_argument('--meta', metavar='vox1_meta.csv', help='without a corpus: the metadata alone')
@@ -240,7 +247,7 @@ def parser():
     q.add_argument('--baseline', choices=('random', 'gender'), help='score vectors that know nothing, or gender and nothing else, as if all media were there')
     q.add_argument('--run', help='with --baseline: name under `runs`, or a path (default: random-vectors, gender-vectors)')
     q.add_argument('--set', **many, help='with --baseline: a field of ProtocolConfig, e.g. replicates=200; may be repeated')
-    q = add(grid, 'variants times seeds: train and score what is not finished, several at once; the same command goes on')
+    q = add(sweep, 'variants times seeds: train and score what is not finished, several at once; the same command goes on')
     q.add_argument('grid', help='ablation-cmpc, ... (a wrong name lists all), or a JSON file')
     q.add_argument('--run', help='name under `runs`, or a path: a folder for all cells (default: the name of the grid)')
     q.add_argument('--jobs', type=int, default=0, help='cells at once (default: one per core; one on a GPU)')
@@ -316,6 +323,7 @@ def main(argv=None):
     try:
         with surroundings(a, argv):
             try:
+                current_name(a.command, OLD_WORDS)
                 check_text(a)
                 return a.fn(a, load_settings(a.settings)) or 0
             except VfassocError as e:

@@ -88,7 +88,7 @@ def load_features(
 ) -> Features:
     """Open a feature file, check every vector and compare the digest, if there is one.
     Raises `CorpusError` if the file is missing or damaged, or if a vector is not finite or has no path."""
-    path, todo = Path(path), 'make it again with `vfassoc features`'
+    path, todo = Path(path), 'make it again with `vfassoc extract`'
     try:
         with np.load(path, allow_pickle=False) as z:
             if gone := [k for k in ('voice', 'face', 'voice_path', 'face_path') if k not in z]:
@@ -104,7 +104,7 @@ def load_features(
             paths = {k: x.astype(str) for k,x in paths.items()}
             vectors = {m: x if (x := _mapped(path, m)) is not None else z[m] for m in MODALITIES}
     except FileNotFoundError:
-        raise CorpusError(f'{path}: no such file of features; make it with `vfassoc features`') from None
+        raise CorpusError(f'{path}: no such file of features; make it with `vfassoc extract`') from None
     except CorpusError: raise
     except Exception as e: # damaged bytes make zipfile, zlib, tokenize and numpy raise many types
         raise CorpusError(f'{path}: not a file of features or damaged ({type(e).__name__}: '
@@ -145,7 +145,7 @@ def feature_rows(
     theirs = features.about.get('corpus_hash')
     if theirs and theirs != manifest.hash:
         raise CorpusError(f'{features.path}: made from another corpus than {manifest.root} (or from an earlier state '
-                          'of it); make it again with `vfassoc features`')
+                          'of it); make it again with `vfassoc extract`')
     rows = pd.Index(getattr(features, f'{modality}_path')).get_indexer(manifest.table.path)
     rows[(manifest.table.modality != modality).to_numpy()] = -1
     wanted = manifest._rows(None)

@@ -53,7 +53,7 @@ def oracle_scorer(
     drawn = read_table(manifest.root/'synth.json').get('generator')
     if drawn != GENERATOR:
         raise CorpusError(f'{manifest.root}: drawn by generator {drawn}, whose oracle is gone (this one is {GENERATOR}); '
-                          'delete the folder and draw it again with `vfassoc synth`')
+                          'delete the folder and draw it again with `vfassoc synthesize`')
     return OracleScorer(read_truth(manifest.root), manifest.media('voice', split), manifest.media('face', split))
 
 def split_of(

@@ -291,5 +291,5 @@ def grid_runs(
     plan = read_json(Path(root)/'grid.json')
     runs = [Path(root)/c['path'] for c in plan['cells']]
     if not (there := [r for r in runs if (r/'metrics.json').is_file()]):
-        raise RunError(f'{root}: none of its {len(runs)} cells is finished; run `vfassoc grid` first')
+        raise RunError(f'{root}: none of its {len(runs)} cells is finished; run `vfassoc sweep` first')
     return there

@@ -263,7 +263,7 @@ def read_config(
     "The configuration of a finished synthetic corpus; `CorpusError` if there is none."
     path = Path(root)/'synth.json'
     if not path.is_file():
-        raise CorpusError(f'{root}: no finished synthetic corpus (no synth.json); write it with `vfassoc synth`')
+        raise CorpusError(f'{root}: no finished synthetic corpus (no synth.json); write it with `vfassoc synthesize`')
     return from_dict(SynthConfig, {k: v for k,v in read_table(path).items() if k != 'generator'}, str(path))
 
 def read_truth(

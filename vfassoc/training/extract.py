@@ -108,7 +108,7 @@ def make_features(
     quiet:bool=False, # no progress bars
     options:dict|None=None, # of `find_encoder`
 ) -> Path: # the file
-    "`vfassoc features`: a corpus through an encoder into one file."
+    "`vfassoc extract`: a corpus through an encoder into one file."
     if os.path.exists(path := features_path(str(out), settings)): raise RunError(f'{path}: exists; delete it to embed {corpus} again, or choose another name')
     model, data, about = find_encoder(name, settings, options)
     m, home, drawn = open_corpus(corpus, settings), about.pop('home', None), about.pop('drawn', None)
