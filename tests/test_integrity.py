@@ -271,7 +271,7 @@ def fake_encoder(monkeypatch, rows, dim=64):
             yield torch.arange(i, min(i + 100, rows)), torch.full((min(100, rows - i), dim), float(i + 1))
     monkeypatch.setattr(cache, 'encode_media', encode)
     model = torch.nn.Linear(1, 1)
-    model.features = None
+    model.extract = None
     return model
 
 

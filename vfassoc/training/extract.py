@@ -87,7 +87,7 @@ def cache_features(
         else: log[kind] = 0
         with progress(total=n, initial=log[kind], desc=f'embed {kind}s', unit='file', disable=quiet) as bar:
             while log[kind] < n:
-                for rows, x in encode_media(source, model.features, kind, None, device, start=log[kind]):
+                for rows, x in encode_media(source, model.extract, kind, None, device, start=log[kind]):
                     if kind not in z:
                         z[kind] = new_array(parts[f'{kind}.npy'], np.float32, (n, x.shape[1]))
                         check_room(out, sum(part.nbytes for part in z.values())) # the archive holds both once more
