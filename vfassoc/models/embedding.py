@@ -38,14 +38,18 @@ def open_source(
     model:ModelConfig, # what it feeds
     settings:Settings=Settings(), # data, workers
 ) -> Source:
-    "The source of a model's data. `ConfigError`, `CorpusError` where features and model do not fit."
+    "Open the source of a model's data. Raises `ConfigError` or `CorpusError` if features and model do not fit."
     source = Source(manifest, data, settings)
     if model.spec.cached != bool(data.feature_file):
-        raise ConfigError(f"recipe: model.encoder = {model.encoder!r} with data.feature_file = {data.feature_file!r}; encoder 'linear' and a file of features belong together")
-    if not source.features: require(data.face_size >= model.spec.min_face_size, 'recipe', 'data.face_size', data.face_size, f'{model.spec.min_face_size} pixels or more for {model.encoder}')
+        raise ConfigError(f'recipe: model.encoder = {model.encoder!r} with data.feature_file = {data.feature_file!r}; '
+                          "encoder 'linear' and a file of features belong together")
+    if not source.features:
+        require(data.face_size >= model.spec.min_face_size, 'recipe', 'data.face_size', data.face_size,
+                f'{model.spec.min_face_size} pixels or more for {model.encoder}')
     for m in ('voice', 'face') if source.features else ():
         if (there := getattr(source.features, m).shape[1]) != (want := getattr(model, f'{m}_dim')):
-            raise ConfigError(f'{source.features.path}: {m} vectors have {there} numbers, model.{m}_dim = {want}; set it to {there}, or take other features')
+            raise ConfigError(f'{source.features.path}: {m} vectors have {there} numbers, model.{m}_dim = {want}; '
+                              f'set it to {there}, or take other features')
     return source
 
 # %% ../../nbs/04_models/08_embedding.ipynb #4761be3a

@@ -62,21 +62,24 @@ def register_encoder(
 @dataclass(frozen=True)
 class ModelConfig:
     "Which towers, how wide, which projection."
-    encoder:str = 'small' # a pair: small, resnet34, ecapa+inception, linear (none: cached vectors), or package.module:Name
+    encoder:str = 'small' # a pair: small, resnet34, ecapa+inception, linear (cached vectors), or package.module:Name
     dim:int = 128 # of the embedding; ResNet-34 has 512, FAA 256
     projection:Literal['shared', 'separate', 'none'] = 'shared' # between embedding and loss, in training only
     channels_last:bool = False # memory format of the towers; faster on recent GPUs
     voice_dim:int = 192 # encoder = linear: width of the cached voice vectors
     face_dim:int = 512 # and of the faces'
-    voice_weights:str = '' # encoder = ecapa+inception: a path, or the name that SpeechBrain publishes; '' = from scratch
+    voice_weights:str = '' # of ecapa+inception: a path, or the name that SpeechBrain publishes; '' = from scratch
     face_weights:str = '' # a path, or a name of facenet-pytorch; '' = from scratch
 
     def __post_init__(self):
         spec = self.spec
-        for k in ('voice_dim', 'face_dim'): require(1 <= getattr(self, k) <= 16384, 'model', k, getattr(self, k), '1 to 16384')
+        for k in ('voice_dim', 'face_dim'):
+            require(1 <= getattr(self, k) <= 16384, 'model', k, getattr(self, k), '1 to 16384')
         for k in ('voice_weights', 'face_weights'):
-            require(spec.pretrained or not getattr(self, k), 'model', k, getattr(self, k), f"'' for encoder {self.encoder}; weights are for ecapa+inception")
-        require(self.projection in ('shared', 'separate', 'none'), 'model', 'projection', self.projection, 'shared, separate, none')
+            require(spec.pretrained or not getattr(self, k), 'model', k, getattr(self, k),
+                    f"'' for encoder {self.encoder}; weights are for ecapa+inception")
+        require(self.projection in ('shared', 'separate', 'none'), 'model', 'projection', self.projection,
+                'shared, separate, none')
         require(1 <= self.dim <= 4096, 'model', 'dim', self.dim, '1 to 4096')
         require(spec.dim in (None, self.dim), 'model', 'dim', self.dim, f'{spec.dim} for {self.encoder}')
 
