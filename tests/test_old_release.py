@@ -1,5 +1,5 @@
 "Files of the release before open: config, weights, checkpoint, scores, embeddings, traces, features, pack, grid; see old_release/README.md."
-import json
+import hashlib, json
 from pathlib import Path
 
 import pytest, torch
@@ -12,7 +12,7 @@ from vfassoc.corpus.packed import load_pack
 from vfassoc.evaluation.scorers import load_embeddings
 from vfassoc.experiments.diagnostics import read_traces
 from vfassoc.experiments.sweeps import cells, grid_runs, is_finished, load_grid
-from vfassoc.experiments.tables import read_scores
+from vfassoc.experiments.tables import published_scores, read_printed, read_scores
 from vfassoc.methods.registry import build_method
 from vfassoc.models.two_tower import VoiceFaceModel
 from vfassoc.training.checkpoint import load_checkpoint, load_tensors
@@ -129,3 +129,13 @@ def test_old_commands_work_with_one_line(capsys, call, now, word):
     assert main(call) == 2
     *notices, error = capsys.readouterr().err.splitlines()
     assert notices == now and error.startswith('vfassoc: ') and word in error
+
+
+def test_the_printed_numbers_are_those_that_the_code_held():
+    t = read_printed()
+    rows = [[f'{r.paper}, {r.table}', r.method, r.task, r.metric, r.stratum, r.direction, r.candidates, r.value] for r in t.itertuples()]
+    assert hashlib.sha256(json.dumps(rows).encode()).hexdigest() == '89572d7ff79c9c643e677ebf2118f36879ea9fecb912c084b4c5845e6803912a'
+    assert {k: len(published_scores(k)) for k in ('CMPC, Table 1', 'CMPC, Table 2', 'FAA, Table 2')} == {'CMPC, Table 1': 72, 'CMPC, Table 2': 56, 'FAA, Table 2': 63}
+    faa = published_scores('FAA, Table 2').query('method == "FAA (printed)" and metric == "auc" and stratum == "G"')
+    assert faa.value.tolist() == pytest.approx([.7998])
+    with pytest.raises(core.RunError, match='FAA, Table 9.*CMPC, Table 1'): published_scores('FAA, Table 9')

@@ -1041,6 +1041,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'vfassoc/experiments/tables.py'),
                                             'vfassoc.experiments.tables.read_notes': ( '10_experiments/tables.html#read_notes',
                                                                                        'vfassoc/experiments/tables.py'),
+                                            'vfassoc.experiments.tables.read_printed': ( '10_experiments/tables.html#read_printed',
+                                                                                         'vfassoc/experiments/tables.py'),
                                             'vfassoc.experiments.tables.read_scores': ( '10_experiments/tables.html#read_scores',
                                                                                         'vfassoc/experiments/tables.py'),
                                             'vfassoc.experiments.tables.run_table': ( '10_experiments/tables.html#run_table',
