@@ -148,7 +148,7 @@ def test_a_batch_without_a_negative_is_said_and_does_not_stop(capsys):
     m.label.zero_()
     loss, _ = m(*next(iter(toy.batches(0, 0))))
     assert loss.isfinite().all() and m.on_epoch_end(0, None)['no_negative'] == 16
-    assert '16 anchors were in batches without a single negative' in capsys.readouterr().err
+    assert '16 anchors' in capsys.readouterr().err
 
 
 def test_what_a_collapsed_model_is_told():

@@ -22,8 +22,8 @@ class Method(nn.Module):
     supervised = False # True: built with `identity`, the training videos' identities
     config_class:type = None # its configuration, a frozen dataclass: the fields that a recipe may set
     embeds_training_set = False # True: the trainer sets `embed_training_set` before the first epoch
-    embed_training_set:Callable|None = None # () -> (n, 2 d): the training videos' vectors, faces and voices side by side
-    paper_split = 'cmpc' # the training split of VoxCeleb1 that `vfassoc flops` counts for: cmpc, faa
+    embed_training_set:Callable|None = None # () -> (n, 2 d): face and voice vector of each training video
+    paper_split = 'cmpc' # the training split of VoxCeleb1 that `vfassoc cost` counts for: cmpc, faa
 
     def __init__(self,
         model:VoiceFaceModel, # both encoders and their projections

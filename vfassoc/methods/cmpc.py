@@ -23,22 +23,23 @@ from ..models.two_tower import VoiceFaceModel
 # %% ../../nbs/07_methods/02_cmpc.ipynb #b5ffc91c
 @dataclass(frozen=True)
 class CMPCConfig:
-    "CMPC as the paper describes it (§5.1)."
+    "Configuration of CMPC (§5.1 of the paper)."
     tau:float = 0.03 # temperature of eq. (1) and (6)
     num_prototypes:tuple[int, ...] = (500, 1000, 1500) # K_r: prototypes of each granularity
     momentum:float = 0.5 # m of eq. (4)(5)
     cid_samples:int = 300_000 # samples with CID alone; prototypes begin with the next epoch
     prototypes:bool = True # Table 3: cross-modal prototype contrast
     recalibration:bool = True # Table 3: instance recalibration
-    delta:float = -1. # threshold of the weight, in standard deviations from the mean of rho
+    delta:float = -1. # δ of CMPC, eq. (9): threshold of the weight, in standard deviations from the mean of rho
     kappa:float = 0.1 # its softness
     backend:str = 'auto' # of k-means: auto, dense, keops
     seed:int = 0 # of the first k-means++
 
     def __post_init__(self):
-        ok = lambda name, x, allowed: require(x, 'method cmpc', name, getattr(self, name), allowed)
+        def ok(name, x, allowed): require(x, 'method cmpc', name, getattr(self, name), allowed)
         ok('tau', self.tau > 0, 'above 0')
-        ok('num_prototypes', len(self.num_prototypes) >= 1 and all(k >= 2 for k in self.num_prototypes), 'one or more numbers from 2')
+        ks = self.num_prototypes
+        ok('num_prototypes', len(ks) >= 1 and all(k >= 2 for k in ks), 'one or more numbers from 2')
         ok('momentum', 0 <= self.momentum <= 1, '0 to 1')
         ok('cid_samples', self.cid_samples >= 0, '0 or more')
         ok('recalibration', self.prototypes or not self.recalibration, 'false when prototypes are off')
@@ -51,12 +52,16 @@ class CMPCConfig:
 class CMPC(Method):
     "Cross-modal prototype contrast with instance recalibration: CMPC, eq. (4) to (10)."
     config_class = CMPCConfig
+
     def __init__(self, model:VoiceFaceModel, cfg:CMPCConfig, n:int, corpus:str=''):
         super().__init__(model)
         if cfg.prototypes and max(cfg.num_prototypes) > n:
-            raise ConfigError(f'method cmpc: num_prototypes = {cfg.num_prototypes} on {n} training videos; K can be at most {n}')
-        self.cfg, self.seen, self._stacked, self._current = cfg, 0, None, False # `_current`: `_stacked` is that of the buffers
-        self.memory = torch.nn.ModuleDict({m: Memory(n, model.cfg.dim, cfg.momentum, corpus=corpus) for m in MODALITIES})
+            raise ConfigError(f'method cmpc: num_prototypes = {cfg.num_prototypes} on {n} training videos; '
+                              f'K can be at most {n}')
+        self.cfg, self.seen = cfg, 0
+        self._stacked, self._current = None, False # True: `_stacked` belongs to the buffers as they are
+        memories = {m: Memory(n, model.cfg.dim, cfg.momentum, corpus=corpus) for m in MODALITIES}
+        self.memory = torch.nn.ModuleDict(memories)
         self.rho, self.cosine = ScalarMemory(n, corpus), ScalarMemory(n, corpus) # eq. (8), and its first term, v.f
         for m in MODALITIES if cfg.prototypes else ():
             for k in cfg.num_prototypes:
@@ -64,28 +69,33 @@ class CMPC(Method):
                 self.register_buffer(f'{m}_assign_{k}', torch.full((n,), -1))
 
     def _clusters(self, m:str) -> list[Clusters]|None:
-        "The clusterings of a modality; None before the first."
-        get = lambda what, k: getattr(self, f'{m}_{what}_{k}')
+        "Return the clusterings of a modality; None before the first."
+        def get(what, k): return getattr(self, f'{m}_{what}_{k}')
         if not self.cfg.prototypes or not bool(get('centroids', self.cfg.num_prototypes[0]).any()): return None
-        none = torch.zeros(1, dtype=torch.float64)
-        return [Clusters(get('centroids', k), get('assign', k), torch.zeros_like(get('assign', k), dtype=torch.float32), none) for k in self.cfg.num_prototypes]
+        unused, found = torch.zeros(1, dtype=torch.float64), []
+        for k in self.cfg.num_prototypes:
+            similarity = torch.zeros_like(get('assign', k), dtype=torch.float32)
+            found.append(Clusters(get('centroids', k), get('assign', k), similarity, unused))
+        return found
 
     def on_epoch_start(self, epoch:int):
-        "Cluster the memories, once the warm-up is over; every video's rho is then that of the new prototypes."
-        if not self.cfg.prototypes or self.seen < self.cfg.cid_samples: return
+        "After the warm-up: cluster the memories, and recompute rho of every video with the new prototypes."
+        cfg = self.cfg
+        if not cfg.prototypes or self.seen < cfg.cid_samples: return
         for m in MODALITIES:
-            rows, idx = self.memory[m].seen_rows()
-            new = warm_start_kmeans(rows, self.cfg.num_prototypes, self._clusters(m), idx, len(self.memory[m].seen), self.cfg.seed, backend=self.cfg.backend)
-            for k,c in zip(self.cfg.num_prototypes, new):
+            (rows, idx), n = self.memory[m].seen_rows(), len(self.memory[m].seen)
+            new = warm_start_kmeans(rows, cfg.num_prototypes, self._clusters(m), idx, n, cfg.seed, backend=cfg.backend)
+            for k,c in zip(cfg.num_prototypes, new):
                 getattr(self, f'{m}_centroids_{k}').copy_(c.centroids)
                 getattr(self, f'{m}_assign_{k}').copy_(c.assign)
                 if rank_and_world()[1] > 1:
-                    for what in ('centroids', 'assign'): torch.distributed.broadcast(getattr(self, f'{m}_{what}_{k}'), 0)
+                    for what in ('centroids', 'assign'):
+                        torch.distributed.broadcast(getattr(self, f'{m}_{what}_{k}'), 0)
         self._current = False
         self.rho.replace(self.cosine.values.masked_fill(~self.cosine.seen, math.nan) - self.prototypes()[2])
 
     def prototypes(self): # (voice, face) Prototypes and (n,) their agreement; None before the first clustering
-        "What an epoch of batches needs of the clusterings."
+        "Return the prototypes of this epoch, stacked for the loss."
         if not self._current:
             self._stacked, self._current = None, True
             if (voice := self._clusters('voice')) is not None:
@@ -94,13 +104,13 @@ class CMPC(Method):
         return self._stacked
 
     def loss(self, v, f, idx):
-        now = self.prototypes()
-        if now is None: loss, w = cid_loss(v, f, self.cfg.tau), None
+        cfg, now, w = self.cfg, self.prototypes(), None
+        if now is None: loss = cid_loss(v, f, cfg.tau)
         else:
-            loss = cmpc_loss(v, f, idx, now[0], now[1], self.cfg.tau, missing='skip')
+            loss = cmpc_loss(v, f, idx, now[0], now[1], cfg.tau, missing='skip')
             rho = deviation(v, f, now[2][idx])
             self.rho.update(rho, idx)
-            w = recalibration_weights(rho, *self.rho.mean_std(), self.cfg.delta, self.cfg.kappa) if self.cfg.recalibration else None
+            if cfg.recalibration: w = recalibration_weights(rho, *self.rho.mean_std(), cfg.delta, cfg.kappa)
         for m,z in (('voice', v), ('face', f)): self.memory[m].update(z, idx)
         self.cosine.update((v.detach().float()*f.detach().float()).sum(1), idx)
         self.seen += len(v)*rank_and_world()[1]
@@ -109,13 +119,17 @@ class CMPC(Method):
     def on_epoch_end(self, epoch, score):
         seen = bool(self.rho.seen.any())
         mean, std = self.rho.mean_std() if seen else (None, None)
-        return dict(prototypes=int(self.prototypes() is not None), rho_mean=float(mean) if seen else None, rho_std=float(std) if seen else None)
+        return dict(prototypes=int(self.prototypes() is not None), rho_mean=float(mean) if seen else None,
+                    rho_std=float(std) if seen else None)
 
     def diagnostics(self):
-        "cosine (n,): v.f at the last visit, NaN before the first; with prototypes agreement (n,), rho = cosine - agreement, and who is in which."
+        """Return cosine (n,): v.f at the last visit, NaN before the first.
+
+        With prototypes also agreement (n,), where rho = cosine - agreement, and assignments (n,), e.g. voice_500."""
         out = dict(cosine=self.cosine.values.masked_fill(~self.cosine.seen, math.nan))
         if (now := self.prototypes()) is None: return out
-        return {**out, 'agreement': now[2], **{f'{m}_{k}': getattr(self, f'{m}_assign_{k}') for m in MODALITIES for k in self.cfg.num_prototypes}}
+        keys = [f'{m}_{k}' for m in MODALITIES for k in self.cfg.num_prototypes]
+        return {**out, 'agreement': now[2], **{k: getattr(self, k.replace('_', '_assign_')) for k in keys}}
 
     @classmethod
     def clustering_flops(cls, cfg, videos, dim, iterations):

@@ -22,20 +22,21 @@ from ..models.two_tower import VoiceFaceModel
 # %% ../../nbs/07_methods/03_cmpc_released.ipynb #1ad60ca7
 @dataclass(frozen=True)
 class ReleasedCMPCConfig:
-    "CMPC as its public code behaves."
+    "Configuration of the released CMPC code."
     tau:float = 0.03 # temperature of the instance contrast
     num_prototypes:tuple[int, ...] = (500, 1000, 1500) # K_r
     momentum:float = 0.5 # of the memories
     cid_samples:int = 300_000 # samples with CID alone
     cluster_every:int = 282 # batches between clusterings
-    delta:float = -1. # of the weights
-    kappa:float = 0.1 # of the weights
+    delta:float = -1. # δ of CMPC: threshold of the weights
+    kappa:float = 0.1 # softness of the weights
     seed:int = 0 # of the memories' random start
 
     def __post_init__(self):
-        ok = lambda name, x, allowed: require(x, 'method cmpc-released', name, getattr(self, name), allowed)
+        def ok(name, x, allowed): require(x, 'method cmpc-released', name, getattr(self, name), allowed)
         ok('tau', self.tau > 0, 'above 0')
-        ok('num_prototypes', len(self.num_prototypes) >= 1 and all(k >= 2 for k in self.num_prototypes), 'one or more numbers from 2')
+        ks = self.num_prototypes
+        ok('num_prototypes', len(ks) >= 1 and all(k >= 2 for k in ks), 'one or more numbers from 2')
         ok('momentum', 0 <= self.momentum <= 1, '0 to 1')
         ok('cid_samples', self.cid_samples >= 0, '0 or more')
         ok('cluster_every', self.cluster_every >= 1, '1 or more')
@@ -44,16 +45,21 @@ class ReleasedCMPCConfig:
 
 @register_method('cmpc-released')
 class ReleasedCMPC(Method):
-    "The public CMPC code's behaviour: prototypes in one batch of `cluster_every`, CID in all others."
+    "The public CMPC code's behavior: prototypes in one batch of `cluster_every`, CID in all others."
     config_class = ReleasedCMPCConfig
+
     def __init__(self, model:VoiceFaceModel, cfg:ReleasedCMPCConfig, n:int, corpus:str=''):
         super().__init__(model)
-        if max(cfg.num_prototypes) > n: raise ConfigError(f'method cmpc-released: num_prototypes = {cfg.num_prototypes} on {n} training videos; K can be at most {n}')
+        if max(cfg.num_prototypes) > n:
+            raise ConfigError(f'method cmpc-released: num_prototypes = {cfg.num_prototypes} on {n} training videos; '
+                              f'K can be at most {n}')
         self.cfg, self.batches, self.seen = cfg, 0, 0
-        self.memory = torch.nn.ModuleDict({m: Memory(n, model.cfg.dim, cfg.momentum, 'released', cfg.seed + i, corpus) for i,m in enumerate(MODALITIES)})
+        self.memory = torch.nn.ModuleDict()
+        for i,m in enumerate(MODALITIES):
+            self.memory[m] = Memory(n, model.cfg.dim, cfg.momentum, 'released', cfg.seed + i, corpus)
 
     def _cluster(self, m:str) -> tuple[list[Clusters], list[Tensor]]:
-        "Clusterings of a memory and the densities of their prototypes."
+        "Return the clusterings of a memory and the densities of their prototypes."
         found = [released_kmeans(self.memory[m].rows, k) for k in self.cfg.num_prototypes]
         return [c for c,_ in found], [concentration(c, d) for c,d in found]
 

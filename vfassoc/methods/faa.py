@@ -32,11 +32,14 @@ LOSSES = Registry('loss', 'vfassoc.losses', _function)
 def register_loss(
     name:str, # as recipes write it
 ) -> Callable: # a decorator
-    "Register an alignment loss `(v, f, y, cfg) -> (b,)`: embeddings (b, d), pseudo-labels (b,). `ConfigError` if the name is taken."
+    """Register an alignment loss `(v, f, y, cfg) -> (b,)`: embeddings (b, d), pseudo-labels (b,).
+
+    `ConfigError` if the name is taken."""
     return LOSSES.register(name)
 
 @register_loss('multi-similarity')
-def _multi_similarity(v, f, y, cfg): return multi_similarity_loss(v, f, y, alpha=cfg.alpha, beta=cfg.beta, lam=cfg.lam, eps=cfg.eps)
+def _multi_similarity(v, f, y, cfg):
+    return multi_similarity_loss(v, f, y, alpha=cfg.alpha, beta=cfg.beta, lam=cfg.lam, eps=cfg.eps)
 
 @register_loss('contrastive')
 def _contrastive(v, f, y, cfg): return supervised_contrastive(v, f, y, cfg.margin)
@@ -44,26 +47,26 @@ def _contrastive(v, f, y, cfg): return supervised_contrastive(v, f, y, cfg.margi
 # %% ../../nbs/07_methods/07_faa.ipynb #969c1663
 @dataclass(frozen=True)
 class FAAConfig:
-    "FAA (§4.2), its ablation and Self-Lifting."
-    alignment_loss:str = 'multi-similarity' # what draws both modalities together: multi-similarity, contrastive, or package.module:name
-    alpha:float = 2. # of multi-similarity: positives
-    beta:float = 40. # negatives
-    lam:float = 1. # λ
+    "Configuration of FAA (§4.2 of the paper), its ablation and Self-Lifting."
+    alignment_loss:str = 'multi-similarity' # multi-similarity, contrastive, or package.module:name
+    alpha:float = 2. # α of multi-similarity: scale of the positives
+    beta:float = 40. # β of multi-similarity: scale of the negatives
+    lam:float = 1. # λ of multi-similarity: similarity at which both are centered
     eps:float|None = .1 # ε of its miner; null: no miner
     margin:float = .6 # of the contrastive loss
-    use_fusion:bool = True # train the fusion encoder
+    use_fusion:bool = True # train the fusion transformer
     fusion:FusionConfig = FusionConfig() # its size
-    delta:float = .9 # weight of the alignment, eq. (6)
-    clustering:Literal['progressive', 'fixed'] = 'progressive' # how pseudo-labels come about
-    n_clusters:int = 1000 # C where it is fixed
-    min_clusters:int = 500 # where the progressive C stops
+    delta:float = .9 # δ of FAA, eq. (6): weight of the alignment loss
+    clustering:Literal['progressive', 'fixed'] = 'progressive' # of pseudo-labels
+    n_clusters:int = 1000 # C if fixed
+    min_clusters:int = 500 # lowest progressive C
     patience:int = 3 # epochs without a better validation score before C is halved
     negative_mining:Literal['hardest', 'sampled', 'random'] = 'hardest' # of the matching loss
     temperature:float = 1. # of `sampled`
     seed:int = 0 # of k-means++ and of drawn negatives
 
     def __post_init__(self):
-        ok = lambda name, x, allowed: require(x, 'method faa', name, getattr(self, name), allowed)
+        def ok(name, x, allowed): require(x, 'method faa', name, getattr(self, name), allowed)
         LOSSES.find(self.alignment_loss, 'method faa: alignment_loss')
         for k in ('alpha', 'beta', 'temperature'): ok(k, getattr(self, k) > 0, 'above 0')
         ok('eps', self.eps is None or 0 <= self.eps <= 2, '0 to 2, or null')
@@ -77,30 +80,35 @@ class FAAConfig:
 # %% ../../nbs/07_methods/07_faa.ipynb #0c28bd92
 @register_method('faa')
 class FAA(Method):
-    "Fuse after align, Algorithm 1: pseudo-labels, alignment, and matching by the fusion encoder."
+    "Fuse after align, Algorithm 1: pseudo-labels, alignment, and matching by the fusion transformer."
     config_class, embeds_training_set, paper_split = FAAConfig, True, 'faa'
+
     def __init__(self, model:VoiceFaceModel, cfg:FAAConfig, n:int, corpus:str=''):
         super().__init__(model)
         if cfg.clustering == 'fixed' and cfg.n_clusters > n:
             raise ConfigError(f'method faa: n_clusters = {cfg.n_clusters} on {n} training videos; C can be at most {n}')
         if cfg.use_fusion and cfg.fusion.dim != model.cfg.dim:
-            raise ConfigError(f'method faa: fusion.dim = {cfg.fusion.dim} with embeddings of {model.cfg.dim} numbers; they must be equal')
+            raise ConfigError(f'method faa: fusion.dim = {cfg.fusion.dim} with embeddings of {model.cfg.dim} numbers; '
+                              'make them equal')
         self.cfg, self.batches, self.embed_training_set = cfg, 0, None
         self.fusion = FusionEncoder(cfg.fusion) if cfg.use_fusion else None
-        self.schedule = Schedule(n if cfg.clustering == 'progressive' else cfg.n_clusters, cfg.patience, min(cfg.min_clusters, n))
+        first = n if cfg.clustering == 'progressive' else cfg.n_clusters
+        self.schedule = Schedule(first, cfg.patience, min(cfg.min_clusters, n))
         self.register_buffer('label', torch.arange(n)) # (n,) pseudo-label of each training video
-        self.register_buffer('sums', torch.zeros(4)) # of this epoch: alignment, matching, batches, anchors without a negative
+        self.register_buffer('sums', torch.zeros(4)) # this epoch: align, match, batches, anchors without a negative
 
     @property
     def has_pair_scorer(self): return self.fusion is not None
 
     def on_epoch_start(self, epoch:int):
-        "Algorithm 1, lines 5 to 7."
-        n = len(self.label)
-        if self.schedule.clusters >= n: self.label.copy_(torch.arange(n))
+        "Make the pseudo-labels of the epoch (Algorithm 1, lines 5 to 7)."
+        n, k = len(self.label), self.schedule.clusters
+        if k >= n: self.label.copy_(torch.arange(n))
         else:
-            if self.embed_training_set is None: raise RunError('method faa: nothing to cluster; set `embed_training_set` to a function that returns the videos\' vectors (n, 2 d), eq. (1)')
-            self.label.copy_(pseudo_labels(self.embed_training_set(), self.schedule.clusters, self.label, self.cfg.seed))
+            if self.embed_training_set is None:
+                raise RunError('method faa: nothing to cluster; set `embed_training_set` to a function that returns '
+                               'the vectors (n, 2 d) of the videos, eq. (1)')
+            self.label.copy_(pseudo_labels(self.embed_training_set(), k, self.label, self.cfg.seed))
             if rank_and_world()[1] > 1: torch.distributed.broadcast(self.label, 0)
         self.sums.zero_()
 
@@ -109,10 +117,13 @@ class FAA(Method):
         loss = LOSSES.find(cfg.alignment_loss, 'method faa: alignment_loss')(v, f, y, cfg)
         align, match, alone = loss, loss.new_zeros(1), loss.new_zeros(1)
         if self.has_pair_scorer:
-            u = None if cfg.negative_mining == 'hardest' else gumbel_noise(cfg.seed, self.batches, len(v)*size, rank, size).to(v.device)
+            u = None
+            if cfg.negative_mining != 'hardest':
+                u = gumbel_noise(cfg.seed, self.batches, len(v)*size, rank, size).to(v.device)
             match, has = match_rows(self.fusion, v, f, y, cfg.negative_mining, u, cfg.temperature)
             loss, alone = cfg.delta*align + (1 - cfg.delta)*match, ~has
-        seen = torch.stack([align.detach().mean()/size, match.detach().mean()/size, loss.new_tensor(1/size), alone.sum().to(loss.dtype)]).to(self.sums.dtype)
+        means = align.detach().mean()/size, match.detach().mean()/size
+        seen = torch.stack([*means, loss.new_tensor(1/size), alone.sum().to(loss.dtype)]).to(self.sums.dtype)
         if size > 1: torch.distributed.all_reduce(seen)
         self.sums += seen
         self.batches += 1
@@ -120,9 +131,13 @@ class FAA(Method):
 
     def on_epoch_end(self, epoch, score):
         clusters, (align, match, batches, alone) = self.schedule.clusters, self.sums.tolist()
-        if alone and rank_and_world()[0] == 0: print(f'epoch {epoch + 1}: {alone:.0f} anchors were in batches without a single negative; raise train.batch_size or method.min_clusters', file=sys.stderr)
+        if alone and rank_and_world()[0] == 0:
+            print(f'epoch {epoch + 1}: {alone:.0f} anchors were in batches without a negative; '
+                  'raise train.batch_size or method.min_clusters', file=sys.stderr)
         if self.cfg.clustering == 'progressive': self.schedule = self.schedule.after(score)
-        return dict(clusters=clusters, align=align/max(1, batches), **({'match': match/max(1, batches)} if self.has_pair_scorer else {}), no_negative=int(alone))
+        losses = {'align': align/max(1, batches)}
+        if self.has_pair_scorer: losses['match'] = match/max(1, batches)
+        return dict(clusters=clusters, **losses, no_negative=int(alone))
 
     def inference_state_dict(self):
         pair = {f'fusion.{k}': t for k,t in self.fusion.state_dict().items()} if self.has_pair_scorer else {}
@@ -150,11 +165,13 @@ class FAA(Method):
         return torch.cat([self.fusion.log_odds(a, b) for a,b in parts])
 
     def diagnostics(self):
-        "label (n,): the pseudo-label of each training video in this epoch."
+        "Return label (n,): the pseudo-label of each training video in this epoch."
         return dict(label=self.label)
 
-    def extra_state(self): return dict(batches=self.batches, clusters=self.schedule.clusters, best=self.schedule.best, stale=self.schedule.epochs_without_improvement)
+    def extra_state(self):
+        s = self.schedule
+        return dict(batches=self.batches, clusters=s.clusters, best=s.best, stale=s.epochs_without_improvement)
 
     def load_extra_state(self, state):
-        self.batches = state['batches']
-        self.schedule = Schedule(state['clusters'], self.schedule.patience, self.schedule.min_clusters, state['best'], state['stale'])
+        s, self.batches = self.schedule, state['batches']
+        self.schedule = Schedule(state['clusters'], s.patience, s.min_clusters, state['best'], state['stale'])

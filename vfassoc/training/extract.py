@@ -24,39 +24,66 @@ from .run import load_run, open_corpus, run_path
 # %% ../../nbs/08_training/07_extract.ipynb #9544c005
 @dataclass(frozen=True)
 class EncoderOptions:
-    "What can be set for FAA's pretrained pair; a run has its own."
+    "Settings of FAA's pretrained encoders; a run has its own."
     voice_weights:str = '' # a path or a published name
-    face_weights:str = ''
-    seconds:float = 5. # of sound in a crop
+    face_weights:str = '' # a path or a published name
+    seconds:float = 5. # of audio in a crop
     size:int = 112 # side of a face, pixels
 
     def __post_init__(self): self.data
 
     @property
-    def data(self) -> DataConfig: return from_dict(DataConfig, dict(crop_seconds=self.seconds, face_size=self.size), 'features')
+    def data(self) -> DataConfig:
+        "Return crops and sizes. Raises `ConfigError`."
+        return from_dict(DataConfig, dict(crop_seconds=self.seconds, face_size=self.size), 'features')
 
 def find_encoder(
     name:str, # a run, or 'faa': the pretrained pair
     settings:Settings=Settings(), # where runs are; the device
     options:dict|None=None, # fields of EncoderOptions; a run takes none
-) -> tuple[VoiceFaceModel, DataConfig, dict]: # in eval mode; crops and sizes; what the file will say about it
-    "The encoder of a run or FAA's pretrained pair. `RunError`, `ConfigError`."
+) -> tuple[VoiceFaceModel, DataConfig, dict]: # in eval mode; crops and sizes; its entry in the header of the file
+    "Return the encoder of a run or FAA's pretrained pair. Raises `RunError`, `ConfigError`."
     given = from_dict(EncoderOptions, options or {}, 'features')
     if name == 'faa' and not (run_path(name, settings)/'config.json').is_file():
         if not (given.voice_weights and given.face_weights):
-            raise ConfigError("features: encoder 'faa' needs voice_weights and face_weights (paths, or speechbrain/spkrec-ecapa-voxceleb and vggface2); random encoders have nothing to store")
-        model = VoiceFaceModel(ModelConfig('ecapa+inception', dim=256, projection='none', voice_weights=given.voice_weights, face_weights=given.face_weights))
-        return model.to(settings.torch_device).eval(), given.data, dict(encoder=f'ECAPA-TDNN {Path(given.voice_weights).name}, Inception-ResNet-V1 {Path(given.face_weights).name}')
+            raise ConfigError("features: encoder 'faa' needs voice_weights and face_weights "
+                              '(paths, or speechbrain/spkrec-ecapa-voxceleb and vggface2); set both')
+        cfg = ModelConfig('ecapa+inception', dim=256, projection='none', voice_weights=given.voice_weights,
+                          face_weights=given.face_weights)
+        voice, face = Path(given.voice_weights).name, Path(given.face_weights).name
+        about = dict(encoder=f'ECAPA-TDNN {voice}, Inception-ResNet-V1 {face}')
+        return VoiceFaceModel(cfg).to(settings.torch_device).eval(), given.data, about
     run = load_run(path := run_path(name, settings), settings.torch_device)
     recipe, about = run.recipe, run.about
     if options:
         key = next(iter(options))
-        raise ConfigError(f'features: {key} = {options[key]!r} is for the encoder faa; the run {path} has its own settings: leave it out')
-    if recipe.data.feature_file: raise ConfigError(f'{path}: learnt from cached features itself; make features with a run that reads media')
-    return run.model, recipe.data, dict(encoder=f'{recipe.name} ({path.name}, epoch {about["epoch"]})', identities=about['identities'], home=about['corpus_hash'], drawn=about.get('drawn'))
+        raise ConfigError(f'features: {key} = {options[key]!r} is for the encoder faa; '
+                          f'the run {path} has its own settings: leave it out')
+    if recipe.data.feature_file:
+        raise ConfigError(f'{path}: learnt from cached features itself; make features with a run that reads media')
+    about = dict(encoder=f'{recipe.name} ({path.name}, epoch {about["epoch"]})', identities=about['identities'],
+                 home=about['corpus_hash'], drawn=about.get('drawn'))
+    return run.model, recipe.data, about
 
 # %% ../../nbs/08_training/07_extract.ipynb #8c39cd17
-def _parts(out:Path) -> dict[str, Path]: return {k: out.with_name(f'.{out.name}.{k}') for k in ('voice.npy', 'face.npy', 'json')}
+def _parts(out:Path) -> dict[str, Path]:
+    "Return the partial files of `out`."
+    return {k: out.with_name(f'.{out.name}.{k}') for k in ('voice.npy', 'face.npy', 'json')}
+
+def _inputs_digest(model:VoiceFaceModel, source:Source) -> str:
+    "Return a digest of everything that determines the vectors: corpus, crops, weights."
+    data = source.data
+    digest = hashlib.sha256(json.dumps([source.manifest.hash, data.crop_seconds, data.face_size]).encode())
+    for t in model.state_dict().values(): digest.update(t.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+def _read_log(path:Path, inputs:str, sizes:dict[str, int]) -> dict:
+    "Return how many files of each modality are embedded; 0 if the partial files belong to other inputs."
+    try: log = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    except ValueError: log = {}
+    ours = isinstance(log, dict) and log.get('inputs') == inputs
+    if ours and all(type(log.get(k)) is int and 0 <= log[k] <= n for k,n in sizes.items()): return log
+    return dict(inputs=inputs, voice=0, face=0)
 
 @claims('out')
 def cache_features(
@@ -64,27 +91,24 @@ def cache_features(
     source:Source, # the media
     out:str|Path, # an .npz file
     quiet:bool=False, # no progress bars
-    **about, # what the file says of the encoder
+    **about, # the encoder's entry in the header of the file
 ) -> Path: # `out`
-    "Embed every usable file of a corpus once. `RunError` if `out` exists or cannot be written; interrupted, it goes on at the next call."
+    """Embed every usable file of a corpus once; after an interruption the next call resumes.
+
+    `RunError` if `out` exists or cannot be written."""
     out, m, device = Path(out), source.manifest, next(model.parameters()).device
     if out.suffix != '.npz': raise ConfigError(f'{out}: a file of features ends in .npz')
     if out.exists():
         for p in _parts(out).values(): p.unlink(missing_ok=True) # of a process that was killed when all was done
         raise RunError(f'{out}: exists; delete it to embed {m.root} again, or choose another name')
     if source.features: raise ConfigError(f'{source.features.path}: are features already; give the media')
-    digest = hashlib.sha256(json.dumps([m.hash, source.data.crop_seconds, source.data.face_size]).encode())
-    for t in model.state_dict().values(): digest.update(t.detach().cpu().contiguous().numpy().tobytes())
-    parts, inputs, z = _parts(out), digest.hexdigest(), {}
-    try: log = json.loads(parts['json'].read_text(encoding='utf-8')) if parts['json'].exists() else {}
-    except ValueError: log = {}
-    sound = isinstance(log, dict) and log.get('inputs') == inputs and all(type(log.get(k)) is int and 0 <= log[k] <= len(m.media(k)) for k in ('voice', 'face'))
-    if not sound: log = dict(inputs=inputs, voice=0, face=0)
+    parts, sizes, z = _parts(out), {k: len(m.media(k)) for k in ('voice', 'face')}, {}
+    log = _read_log(parts['json'], _inputs_digest(model, source), sizes)
     out.parent.mkdir(parents=True, exist_ok=True)
-    for kind in ('voice', 'face'):
-        n = len(m.media(kind))
-        if log[kind] and (old := old_array(parts[f'{kind}.npy'], np.float32, (n, None))) is not None: z[kind] = old
-        else: log[kind] = 0
+    for kind, n in sizes.items():
+        old = old_array(parts[f'{kind}.npy'], np.float32, (n, None)) if log[kind] else None
+        if old is None: log[kind] = 0
+        else: z[kind] = old
         with progress(total=n, initial=log[kind], desc=f'embed {kind}s', unit='file', disable=quiet) as bar:
             while log[kind] < n:
                 for rows, x in encode_media(source, model.extract, kind, None, device, start=log[kind]):
@@ -94,8 +118,11 @@ def cache_features(
                     z[kind][rows.numpy()] = x.numpy()
                     log[kind] = int(rows[-1]) + 1
                     bar.update(len(rows))
-                    if log[kind] % 1024 < len(rows): z[kind].flush(); write_json(parts['json'], log)
-            z[kind].flush(); write_json(parts['json'], log)
+                    if log[kind] % 1024 < len(rows):
+                        z[kind].flush()
+                        write_json(parts['json'], log)
+            z[kind].flush()
+            write_json(parts['json'], log)
     save_features(out, z['voice'], z['face'], m.media('voice').path, m.media('face').path, corpus_hash=m.hash, **about)
     for p in parts.values(): p.unlink(missing_ok=True)
     return out
@@ -108,11 +135,12 @@ def make_features(
     quiet:bool=False, # no progress bars
     options:dict|None=None, # of `find_encoder`
 ) -> Path: # the file
-    "`vfassoc extract`: a corpus through an encoder into one file."
-    if os.path.exists(path := features_path(str(out), settings)): raise RunError(f'{path}: exists; delete it to embed {corpus} again, or choose another name')
+    "Embed a corpus with an encoder into one file. Raises `RunError`, `ConfigError`, `CorpusError`."
+    if os.path.exists(path := features_path(str(out), settings)):
+        raise RunError(f'{path}: exists; delete it to embed {corpus} again, or choose another name')
     model, data, about = find_encoder(name, settings, options)
     m, home, drawn = open_corpus(corpus, settings), about.pop('home', None), about.pop('drawn', None)
     seed = synthetic_seed(m.root)
-    if None not in (seed, drawn) and seed != drawn: # drawn people bear the same names in every drawn corpus, and are the same people only where the seed is
+    if None not in (seed, drawn) and seed != drawn: # synthetic corpora reuse identity names, but not identities
         about['identities'] = [f'{home[:8]}/{i}' for i in about['identities']]
     return cache_features(model, open_source(m, data, model.cfg, settings), path, quiet, **about)

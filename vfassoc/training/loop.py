@@ -208,8 +208,8 @@ class Trainer:
             total /= world
         if not math.isfinite(float(total)):
             raise RunError(f'{self.run.path}: the loss is not finite at step {self.state.step} (epoch '
-                           f'{self.state.epoch + 1}); the last checkpoint is from before: resume with a lower train.peak_lr '
-                           'in a new run, or with train.mixed_precision = no')
+                           f'{self.state.epoch + 1}); the last checkpoint is from before: set a lower train.peak_lr '
+                           'in a new run, or train.mixed_precision = no')
         self.state.loss_sum = float(total)
         return self.state.loss_sum
 
