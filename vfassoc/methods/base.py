@@ -23,7 +23,7 @@ class Method(nn.Module):
     config_class:type = None # its configuration, a frozen dataclass: the fields that a recipe may set
     embeds_training_set = False # True: the trainer sets `embed_training_set` before the first epoch
     embed_training_set:Callable|None = None # () -> (n, 2 d): face and voice vector of each training video
-    paper_split = 'cmpc' # the training split of VoxCeleb1 that `vfassoc cost` counts for: cmpc, faa
+    paper_split = 'cmpc' # the training split of VoxCeleb1 that `vfassoc flops` counts for: cmpc, faa
 
     def __init__(self,
         model:VoiceFaceModel, # both encoders and their projections
