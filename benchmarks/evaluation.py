@@ -70,7 +70,7 @@ def speed(a):
     def ours():
         scorer, t = CosineScorer(emb), retrieval(voices, faces)
         people = np.unique(np.concatenate([voices.identity, faces.identity]), return_inverse=True)[1]
-        return rank_gallery(lambda r: scorer.block(t.probe[r], t.gallery), people[:len(voices)][t.probe],
+        return rank_gallery(lambda r: scorer.matrix(t.probe[r], t.gallery), people[:len(voices)][t.probe],
                             people[len(voices):][t.gallery]).value('map')
     mine, fast = timed(ours)
     assert abs(mine - theirs) < 1e-5, (mine, theirs)
@@ -99,8 +99,8 @@ def speed(a):
     def evaluate_gallery(scorer, t, voices, faces):
         a, b = (voices, faces) if t.direction == 'v2f' else (faces, voices)
         code = {p: i for i, p in enumerate(sorted(set(a.identity)))}
-        get = (lambda r: scorer.block(t.probe[r], t.gallery)) if t.direction == 'v2f' else (
-            lambda r: scorer.block(t.gallery, t.probe[r]).T)
+        get = (lambda r: scorer.matrix(t.probe[r], t.gallery)) if t.direction == 'v2f' else (
+            lambda r: scorer.matrix(t.gallery, t.probe[r]).T)
         return rank_gallery(get, a.identity.map(code).to_numpy()[t.probe],
                             b.identity.map(code).to_numpy()[t.gallery]).value('map')
     _, values = timed(plain)

@@ -315,7 +315,8 @@ MUTANTS = [
            'np.argpartition(-s, k - 1', 'np.argpartition(s, k - 1',
            'test_a_shortlist_holds_the_most_alike', by='both'),
     Mutant('fused', 'faces that ask are scored as voices',
-           'else self.fused.pairs(voice[item], face[probe])', 'else self.fused.pairs(voice[item], face[item])',
+           'else: odds = self.fused.pairs(voice[item], face[probe])',
+           'else: odds = self.fused.pairs(voice[item], face[item])',
            'test_a_shortlist_holds_the_most_alike'),
 
     Mutant('encoders', 'the projection is kept at evaluation',
@@ -583,8 +584,7 @@ MUTANTS = [
            '    if met:\n', "    if met and protocol == 'strict':\n",
            'test_leakage_is_an_error'),
     Mutant('protocols', 'faces that ask are ranked as voices',
-           'else: rows = lambda k: scorer.block(t.gallery, t.probe[k]).T',
-           'else: rows = lambda k: scorer.block(t.probe[k], t.gallery)',
+           'return scorer.matrix(t.gallery, t.probe[k]).T', 'return scorer.matrix(t.probe[k], t.gallery)',
            'test_every_record_is_what_a_loop_gives'),
     Mutant('protocols', 'unknown agrees with unknown',
            'np.where(code < 0, -2, code)[len(voices):]', 'code[len(voices):]',
@@ -599,7 +599,7 @@ MUTANTS = [
            'MIN_IDENTITIES = 5', 'MIN_IDENTITIES = 1',
            'test_few_people_have_no_interval'),
     Mutant('protocols', 'an oracle that does not know the stratum',
-           "oracle.given(self.stratum) if hasattr(oracle, 'given') else oracle", 'oracle',
+           "oracle.for_stratum(self.stratum) if hasattr(oracle, 'for_stratum') else oracle", 'oracle',
            'test_the_ceiling_of_a_stratum_knows_what_impostors_share'),
 
     Mutant('voxceleb', 'minutes as hours',

@@ -454,9 +454,9 @@ def test_equal_vectors_tie_wherever_they_stand():
         emb.voice[3] = emb.voice[6]
         s = CosineScorer(emb)
         for rows in ([0], [3, 6], list(range(7))):
-            b = s.block(np.array(rows), np.arange(n))
+            b = s.matrix(np.array(rows), np.arange(n))
             assert (b[:, ::3] == b[:, :1]).all() and (len(rows) != 2 or (b[0] == b[1]).all())
-            np.testing.assert_allclose(s.block(np.array(rows), np.arange(0, n, 3))[:, :1], b[:, :1], atol=1e-6) # another call: another product
+            np.testing.assert_allclose(s.matrix(np.array(rows), np.arange(0, n, 3))[:, :1], b[:, :1], atol=1e-6) # another call: another product
         p = s.pairs(np.arange(n) % 2*3 + 3, np.arange(n)//3*3) # voices 3 and 6 are equal, and so are all these faces
         assert (p == p[0]).all()
 
@@ -465,12 +465,12 @@ def test_pairs_and_block_agree_whatever_the_shape():
     for scorer in (CosineScorer(vectors(v, f)), AttributeScorer(v, f)):
         for rows, columns in (([3, 1, 1, 4], range(30)), (range(len(v)), [5, 2]), ([2], [3])):
             rows, columns = np.array(rows), np.array(columns)
-            b = scorer.block(rows, columns)
+            b = scorer.matrix(rows, columns)
             np.testing.assert_allclose(b.ravel(), scorer.pairs(np.repeat(rows, len(columns)), np.tile(columns, len(rows))), atol=1e-6)
-        first, again = scorer.block(np.arange(9), columns := np.arange(40)), scorer.block(np.arange(9), columns[::-1].copy())
+        first, again = scorer.matrix(np.arange(9), columns := np.arange(40)), scorer.matrix(np.arange(9), columns[::-1].copy())
         np.testing.assert_allclose(first, again[:, ::-1], atol=1e-6)
         columns[:] = 0 # a caller may reuse its array
-        same = scorer.block(np.arange(9), columns)
+        same = scorer.matrix(np.arange(9), columns)
         assert (same == same[:, :1]).all() # in one call equal vectors tie; two calls are two products
         np.testing.assert_allclose(same, first[:, :1].repeat(40, 1), atol=1e-6)
 
@@ -478,7 +478,7 @@ def test_unknown_attributes_agree_with_nothing():
     v, f = corpus(0)
     s = AttributeScorer(v, f, 'nationality')
     unknown = np.flatnonzero(v.identity == 'id01')
-    assert len(unknown) and s.block(unknown, np.arange(len(f))).sum() == 0 and s.block(np.arange(len(v)), np.arange(len(f))).sum() > 0
+    assert len(unknown) and s.matrix(unknown, np.arange(len(f))).sum() == 0 and s.matrix(np.arange(len(v)), np.arange(len(f))).sum() > 0
 
 def test_leakage_is_an_error():
     v, f = corpus(0)
@@ -498,7 +498,7 @@ def test_few_people_have_no_interval():
 class Best:
     "An oracle that knows who is who, and is asked for the stratum."
     def __init__(self, v, f, asked): self.s, self.asked = AttributeScorer(v, f, 'identity'), asked
-    def given(self, stratum): self.asked.append(stratum); return self.s
+    def for_stratum(self, stratum): self.asked.append(stratum); return self.s
 
 def test_the_oracle_is_the_ceiling():
     v, f = corpus(0)
@@ -563,12 +563,12 @@ def test_oracle_of_the_synthetic_corpus(tmp_path):
     t = pd.DataFrame(dict(identity=truth.identity, video=truth.video, gender=truth.gender, nationality=truth.nationality, age=np.nan))
     v, f = t.assign(path='a' + t.video), t.assign(path='b' + t.video)
     oracle = OracleScorer(truth, v, f)
-    s = oracle.block(np.arange(len(v)), np.arange(len(f)))
+    s = oracle.matrix(np.arange(len(v)), np.arange(len(f)))
     np.testing.assert_allclose(s.ravel(), oracle.pairs(np.repeat(np.arange(len(v)), len(f)), np.tile(np.arange(len(f)), len(v))), atol=1e-8)
     r = evaluate(AttributeScorer(v, f), v, f, SMALL, oracle=oracle).table
     auc_ = r[r.metric == 'auc'].set_index('stratum')
     assert auc_.ceiling['U'] > auc_.value['U'] and .5 < auc_.ceiling['G'] < auc_.ceiling['U'] and auc_.value['G'] == .5
-    assert oracle.given('GNA').shared == 'GN' and oracle.given('U').shared == ''
+    assert oracle.for_stratum('GNA').shared == 'GN' and oracle.for_stratum('U').shared == ''
 
 # ---- real features: only sex can be learnt
 

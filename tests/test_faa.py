@@ -89,7 +89,7 @@ def test_the_fused_scores_in_the_run_folder_are_those_of_the_encoder(grid):
     assert np.allclose(1/(1 + np.exp(-trials.score)), every[trials.voice, trials.face], atol=1e-5)
     assert load_run(grid/'runs/g/multi-similarity/seed0').pair_scorer is None
     by = pd.DataFrame(read_json(path/'metrics.json')['scores'])
-    assert set(by.by) == {'fused', 'cosine', 'shortlist 2', 'shortlist 5'}
+    assert set(by.scorer) == {'fused', 'cosine', 'shortlist 2', 'shortlist 5'}
 
 
 def test_the_schedule_is_in_the_traces(grid):
@@ -166,7 +166,7 @@ def test_end_to_end_from_the_media(grid, tmp_path):
     recipe = load_recipe('faa-demo', {**CHANGES, 'data.feature_file': '', 'data.crop_seconds': 1., 'data.face_size': 32, 'model.encoder': 'small', 'method.clustering': 'fixed', 'method.n_clusters': 12, 'train.total_samples': 36})
     assert train(recipe, tmp_path/'run', here(grid), quiet=True).finished
     t = evaluate_run(tmp_path/'run', here(grid), PROTOCOL).table
-    assert set(t.by) == {'fused', 'cosine', 'shortlist 2', 'shortlist 5'} and len(read_traces(tmp_path/'run')[1]['label'].unique()) == 12
+    assert set(t.scorer) == {'fused', 'cosine', 'shortlist 2', 'shortlist 5'} and len(read_traces(tmp_path/'run')[1]['label'].unique()) == 12
 
 
 def test_the_papers_encoders_end_to_end_from_weights_that_may_go_afterwards(grid, tmp_path):
@@ -182,7 +182,7 @@ def test_the_papers_encoders_end_to_end_from_weights_that_may_go_afterwards(grid
     for p in (voice, face): p.unlink()
     model = load_run(tmp_path/'run').model
     assert torch.allclose(model.voice.encoder.net.fc.conv.weight, start['fc.conv.weight'], atol=1e-4) # it started from the file
-    assert set(evaluate_run(tmp_path/'run', here(grid), PROTOCOL).table.by) == {'fused', 'cosine', 'shortlist 2', 'shortlist 5'}
+    assert set(evaluate_run(tmp_path/'run', here(grid), PROTOCOL).table.scorer) == {'fused', 'cosine', 'shortlist 2', 'shortlist 5'}
     with pytest.raises(RunError, match='no such weights'): train(recipe, tmp_path/'again', here(grid), quiet=True)
 
 
@@ -206,7 +206,7 @@ def test_real_features(tmp_path):
     recipe = load_recipe('faa-libri-lfw', {'corpus': str(corpus), 'data.feature_file': str(corpus/'features.npz')})
     assert train(recipe, tmp_path/'run', s, quiet=True).finished
     t = evaluate_run(tmp_path/'run', s, dict(replicates=200, candidates=[2])).table
-    auc = t[t.metric == 'auc'].set_index(['by', 'stratum'])
+    auc = t[t.metric == 'auc'].set_index(['scorer', 'stratum'])
     assert auc.loc[('fused', 'U'), 'value'] > .57 # .63 with seeds 0 and 1; the cosine of linear projections of 704 numbers, learnt from 140 people, stays near chance
     for by in ('fused', 'cosine'): assert auc.loc[(by, 'G'), 'low'] < .5 < auc.loc[(by, 'G'), 'high'], by
 

@@ -23,7 +23,7 @@ def test_every_pair_equals_the_plain_encoder_and_equal_vectors_score_equally(poo
     emb = Embeddings(v[torch.arange(60) % 13].numpy(), f[torch.arange(60) % 7].numpy(), media, media.copy())
     for table in (0, 1 << 20):
         scorer = FusedScorer(fusion, emb, table, quiet=True)
-        s = scorer.block(np.arange(60), np.arange(60))
+        s = scorer.matrix(np.arange(60), np.arange(60))
         assert (s[:13] == s[13:26]).all() and (s[:, :7] == s[:, 7:14]).all()
         i, j = np.divmod(np.arange(3600), 60)
         p = scorer.pairs(i, j).reshape(60, 60)

@@ -428,17 +428,17 @@ def test_a_shortlist_holds_the_most_alike():
     "Notices a shortlist of the least alike."
     angle = torch.tensor([0., .2, .4, 2.])
     gallery = torch.stack([angle.cos(), angle.sin()], 1)
-    cosine = SimpleNamespace(block=lambda voice, face: (E1 @ gallery.T)[None].numpy())
+    cosine = SimpleNamespace(matrix=lambda voice, face: (E1 @ gallery.T)[None].numpy())
     fused = SimpleNamespace(pairs=lambda voice, face: np.zeros(len(voice), np.float32))
-    s = ShortlistScorer(fused, cosine, 2, 'v2f').block(np.array([0]), np.arange(4))
+    s = ShortlistScorer(fused, cosine, 2, 'v2f').matrix(np.array([0]), np.arange(4))
     assert (s[0] > 2).tolist() == [True, True, False, False]
     asked = []
     def pairs(voice, face):
         asked.append((voice.tolist(), face.tolist()))
         return np.zeros(len(voice), np.float32)
     fused = SimpleNamespace(pairs=pairs)
-    cosine = SimpleNamespace(block=lambda voice, face: torch.stack([gallery[:, 0], -gallery[:, 0]], 1).numpy())
-    ShortlistScorer(fused, cosine, 1, 'f2v').block(np.arange(4), np.array([7, 8]))
+    cosine = SimpleNamespace(matrix=lambda voice, face: torch.stack([gallery[:, 0], -gallery[:, 0]], 1).numpy())
+    ShortlistScorer(fused, cosine, 1, 'f2v').matrix(np.arange(4), np.array([7, 8]))
     assert asked == [([0, 3], [7, 8])] # faces ask; voice 0 is the most alike to 7, voice 3 to 8
 
 
@@ -722,9 +722,9 @@ def test_the_ceiling_of_a_stratum_knows_what_impostors_share():
     voices, faces = people()
     class Oracle:
         def __init__(self, sees): self.sees = sees
-        def given(self, stratum): return Oracle(stratum == 'G')
+        def for_stratum(self, stratum): return Oracle(stratum == 'G')
         def pairs(self, v, f): return self.sees*(v == f).astype(float)
-        def block(self, v, f): return self.sees*(v[:, None] == f).astype(float)
+        def matrix(self, v, f): return self.sees*(v[:, None] == f).astype(float)
     cfg = ProtocolConfig(strata=('U', 'G'), candidates=(), replicates=100)
     table = evaluate(Oracle(True), voices, faces, cfg, Oracle(True), trained_on=[], quiet=True).table
     assert table[table.metric == 'auc'].ceiling.tolist() == [.5, 1.]

@@ -234,6 +234,15 @@ def test_a_run_without_scores_is_one_line(tmp_path):
 
 # ---- tables and plots
 
+def test_old_runs_name_the_scorer_by(tmp_path, runs):
+    "The metrics.json of old runs has `by` where new ones have `scorer`; both are read alike."
+    m, path, found = read_json(runs[0]/'metrics.json'), make_run(tmp_path/'old', tmp_path/'corpus', 4), []
+    for word in ('by', 'scorer'):
+        write_json(path/'metrics.json', {**m, 'scores': [{**s, word: 'cosine'} for s in m['scores']]})
+        found.append(tables.read_scores([path]))
+    assert found[0].equals(found[1]) and set(found[0].scorer) == {'cosine'}
+    assert found[0].method.str.endswith(', cosine').all()
+
 def test_tables_of_odd_runs(tmp_path, runs):
     with pytest.raises(RunError, match='no run here'): tables.read_scores([tmp_path])
     with pytest.raises(RunError, match='no runs given'): tables.read_scores([])

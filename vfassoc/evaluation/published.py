@@ -153,8 +153,8 @@ def _pair_galleries(resolved):
     for group, side in groups.items():
         if len(side) < 2:
             (direction, r), = side.items()
-            raise CorpusError(f'{r.named.path}: a gallery of {direction}s without one of the other modality in {group}; '
-                              'give a gallery of each')
+            raise CorpusError(f'{r.named.path}: a gallery of {direction}s without one of the other modality in '
+                              f'{group}; give a gallery of each')
     return groups
 
 def _published_retrieval(probes, gallery, tables, direction, strict):
@@ -219,14 +219,14 @@ def list_table(
     return pd.DataFrame([row(x) for x in lists])
 
 # %% ../../nbs/09_evaluation/08_published.ipynb #14cc5626
-SEEN = 'seen-heard' # how scores on people of the training set are marked
+SEEN = 'seen-heard' # mark of scores on training identities
 
 def used_media(
     lists:list[PublishedList], # over two tables
     voices:pd.DataFrame, # the tables
     faces:pd.DataFrame,
 ) -> tuple[list[PublishedList], pd.DataFrame, pd.DataFrame]: # the lists over smaller tables; those tables
-    "Only what some list names: a fraction of a big corpus has to be embedded."
+    "Keep only the media of the lists: a fraction of a big corpus has to be embedded."
     def rows(t):
         if isinstance(t, Verification): return t.voice, t.face
         p, c = (t.probe, t.candidates[t.candidates >= 0]) if isinstance(t, Matching) else (t.probe, t.gallery)
@@ -238,8 +238,20 @@ def used_media(
     def moved(t):
         if isinstance(t, Verification): return replace(t, voice=new[0][t.voice], face=new[1][t.face])
         a, b = new if t.direction == 'v2f' else new[::-1]
-        return replace(t, probe=a[t.probe], candidates=b[t.candidates]) if isinstance(t, Matching) else replace(t, probe=a[t.probe], gallery=b[t.gallery])
-    return [replace(x, trials=moved(x.trials)) for x in lists], *(t.iloc[k].reset_index(drop=True) for t, k in zip((voices, faces), kept))
+        if isinstance(t, Matching): return replace(t, probe=a[t.probe], candidates=b[t.candidates])
+        return replace(t, probe=a[t.probe], gallery=b[t.gallery])
+    tables = [t.iloc[k].reset_index(drop=True) for t, k in zip((voices, faces), kept)]
+    return [replace(x, trials=moved(x.trials)) for x in lists], *tables
+
+def _cell(t):
+    "Return the cell of a table that a list fills: task, direction, stratum."
+    return type(t).__name__.lower(), getattr(t, 'direction', ''), getattr(t, 'stratum', 'U')
+
+def _unusable(x):
+    "Return why a list cannot be scored; '': it can."
+    if not len(x.trials): return 'no line'
+    one_label = isinstance(x.trials, Verification) and len(set(x.trials.label.tolist())) < 2
+    return 'no line of one of the two labels' if one_label else ''
 
 def evaluate_lists(
     scorer:Scorer, # of rows of the two tables
@@ -247,21 +259,21 @@ def evaluate_lists(
     voices:pd.DataFrame, # media tables
     faces:pd.DataFrame,
     cfg:ProtocolConfig=ProtocolConfig(), # intervals, N of 1:N, k of Recall@k; the trials are the lists'
-    trained_on=None, # people of the checkpoint's record; None: not known
+    trained_on=None, # training identities of the checkpoint; None: not known
     quiet:bool=False, # no progress bar
-) -> Result: # scores carry `list`, and `by` = 'seen-heard' where that is their protocol
-    "Score published lists. `RunError` if somebody in an unseen-unheard list was trained on."
-    one_kind = lambda x: isinstance(x.trials, Verification) and len(set(x.trials.label.tolist())) < 2
+) -> Result: # scores carry `list`, and `scorer` = 'seen-heard' if that is their protocol
+    "Score published lists. Raises `RunError` if an identity of an unseen-unheard list was trained on."
     assert_unseen(identities_of([x.trials for x in lists if x.protocol == 'unseen'], voices, faces), trained_on)
     scores, pairs = [], []
-    notes = [f'{x.name}: not scored, {"no line" if not len(x.trials) else "no line of one of the two labels"} can be used' for x in lists if not len(x.trials) or one_kind(x)]
+    notes = [f'{x.name}: not scored, {_unusable(x)} can be used' for x in lists if _unusable(x)]
     r = None
     for protocol in ('unseen', 'seen'):
-        mine = [x for x in lists if x.protocol == protocol and len(x.trials) and not one_kind(x)]
+        mine = [x for x in lists if x.protocol == protocol and not _unusable(x)]
         if not mine: continue
-        r = evaluate(scorer, voices, faces, replace(cfg, protocol=protocol), None, trained_on, [x.trials for x in mine], quiet)
-        name = {(type(x.trials).__name__.lower(), getattr(x.trials, 'direction', ''), getattr(x.trials, 'stratum', 'U')): x.name for x in mine}
-        scores += [{**s, 'list': name[s['task'], s['direction'], s['stratum']], **({'by': SEEN} if protocol == 'seen' else {})} for s in r.scores]
+        of_protocol, trials = replace(cfg, protocol=protocol), [x.trials for x in mine]
+        r = evaluate(scorer, voices, faces, of_protocol, None, trained_on, trials, quiet)
+        name, mark = {_cell(x.trials): x.name for x in mine}, {'scorer': SEEN} if protocol == 'seen' else {}
+        scores += [{**s, 'list': name[s['task'], s['direction'], s['stratum']], **mark} for s in r.scores]
         notes += [n for n in r.notes if n not in notes]
         if len(r.trials): pairs.append(r.trials.assign(protocol=protocol))
     if r is None: raise CorpusError(f'{lists[0].name}: no list can be scored: {notes[0]}')
@@ -271,11 +283,13 @@ def evaluate_lists(
 def assert_one_each(
     lists:list[PublishedList], # to be scored together
 ):
-    "`CorpusError` if two lists would fill the same cell of a table."
+    "Raise `CorpusError` if two lists would fill the same cell of a table."
     seen = {}
     for x in lists:
-        key = type(x.trials).__name__.lower(), getattr(x.trials, 'direction', ''), getattr(x.trials, 'stratum', 'U'), x.protocol
-        if key in seen: raise CorpusError(f'{seen[key]} and {x.name}: two lists for {" ".join(filter(None, key))}; score them apart, each with `--lists FILE` or a folder of its own')
+        key = *_cell(x.trials), x.protocol
+        if key in seen:
+            raise CorpusError(f'{seen[key]} and {x.name}: two lists for {" ".join(filter(None, key))}; '
+                              'score them apart, each with `--lists FILE` or a folder of its own')
         seen[key] = x.name
 
 # %% ../../nbs/09_evaluation/08_published.ipynb #0e02fc39
@@ -285,21 +299,31 @@ def write_published(
     voices:pd.DataFrame, # the tables of its rows, with `name`
     faces:pd.DataFrame,
 ):
-    "Write a list in CMPC's released form, for other people's code."
-    if isinstance(trials, Matching) and (trials.candidates < 0).any(): raise CorpusError(f'{path}: some trials have fewer impostors than others, which the released form cannot say; write `trials.one_of(n)`')
-    short = lambda t: t.path.str.replace(r'^.*?(?:wav|faces|unzippedFaces)/', '', regex=True).to_numpy()
+    "Write a list in CMPC's released form, for other people's code. Raises `CorpusError`."
+    if isinstance(trials, Matching) and (trials.candidates < 0).any():
+        raise CorpusError(f'{path}: some trials have fewer impostors than others, which the released form cannot hold; '
+                          'write `trials.one_of(n)`')
+    def short(t): return t.path.str.replace(r'^.*?(?:wav|faces|unzippedFaces)/', '', regex=True).to_numpy()
     v, f, path = short(voices), short(faces), Path(path)
     if isinstance(trials, Verification):
         number = pd.factorize(pd.concat([voices.identity, faces.identity]), sort=True)[0] + 1
         n = voices.path.str.extract(r'(\d+)\.\w+$')[0].astype(int).map('{:07d}'.format)
-        long = (voices['name'] + '/' + voices.video + '_' + n + '.' + voices.path.str.rsplit('.', n=1).str[1]).to_numpy()
-        d = pd.DataFrame({'id': np.arange(1, len(trials) + 1), 'voice-speaker-id': number[:len(voices)][trials.voice], 'face-speaker-id': number[len(voices):][trials.face],
-                          'label': trials.label.astype(int), 'voice-path': long[trials.voice], 'face-path': pd.Series(f).str.replace('/1.6/', '/', regex=False).to_numpy()[trials.face]})
+        extension = voices.path.str.rsplit('.', n=1).str[1]
+        long = (voices['name'] + '/' + voices.video + '_' + n + '.' + extension).to_numpy()
+        face = pd.Series(f).str.replace('/1.6/', '/', regex=False).to_numpy()
+        d = pd.DataFrame({'id': np.arange(1, len(trials) + 1),
+                          'voice-speaker-id': number[:len(voices)][trials.voice],
+                          'face-speaker-id': number[len(voices):][trials.face],
+                          'label': trials.label.astype(int), 'voice-path': long[trials.voice],
+                          'face-path': face[trials.face]})
         with atomic_path(path) as tmp: d.to_csv(tmp, index=False, lineterminator='\n')
     elif isinstance(trials, Matching):
         p, c = (v, f) if trials.direction == 'v2f' else (f, v)
-        with atomic_path(path) as tmp: pd.DataFrame(np.column_stack([p[trials.probe], c[trials.candidates]])).to_csv(tmp, sep=' ', header=False, index=False, lineterminator='\n')
+        d = pd.DataFrame(np.column_stack([p[trials.probe], c[trials.candidates]]))
+        with atomic_path(path) as tmp: d.to_csv(tmp, sep=' ', header=False, index=False, lineterminator='\n')
     else:
         sides = ('wav', voices, v), ('jpg', faces, f)
-        for (name, t, short_), rows in zip(sides, (trials.probe, trials.gallery) if trials.direction == 'v2f' else (trials.gallery, trials.probe)):
-            with atomic_path(path/f'{name}.csv') as tmp: pd.DataFrame({'VoxCeleb1 ID': t.identity.to_numpy()[rows], name: short_[rows]}).to_csv(tmp, sep='\t', index=False, lineterminator='\n')
+        both = (trials.probe, trials.gallery)[::1 if trials.direction == 'v2f' else -1]
+        for (name, t, names), rows in zip(sides, both):
+            d = pd.DataFrame({'VoxCeleb1 ID': t.identity.to_numpy()[rows], name: names[rows]})
+            with atomic_path(path/f'{name}.csv') as tmp: d.to_csv(tmp, sep='\t', index=False, lineterminator='\n')

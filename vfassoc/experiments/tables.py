@@ -26,7 +26,7 @@ from ..methods.cmpc_released import ReleasedCMPCConfig
 
 # %% ../../nbs/10_experiments/02_tables.ipynb #64801498
 RECORD = ('task', 'direction', 'stratum', 'candidates', 'metric', 'value', 'low', 'high', 'chance', 'ceiling',
-          'trials', 'identities', 'same_video', 'by') # the fields of a score in metrics.json
+          'trials', 'identities', 'same_video', 'scorer') # the fields of a score in metrics.json
 KEY = ['task', 'direction', 'stratum', 'candidates', 'metric'] # what is measured
 
 def _without_seeds(config):
@@ -89,9 +89,9 @@ def read_scores(
     for r in run_table(runs, kind).itertuples():
         m = read_table(getattr(open_run(r.run), kind))
         if m.get('schema') != 1: raise RunError(f'{r.run}: {kind}.json has schema {m.get("schema")!r}, expected 1; evaluate the run again')
-        scores = pd.DataFrame(m['scores']).reindex(columns=RECORD)
-        other = scores.by.notna() & (scores.by != 'fused') # the same run, scored in other ways
-        label = (r.method + ', ' + scores.by.astype(object).fillna('').astype(str)).where(other, r.method)
+        scores = pd.DataFrame(m['scores']).rename(columns={'by': 'scorer'}).reindex(columns=RECORD) # `by` in old runs
+        other = scores.scorer.notna() & (scores.scorer != 'fused') # the same run, scored in other ways
+        label = (r.method + ', ' + scores.scorer.astype(object).fillna('').astype(str)).where(other, r.method)
         frames.append(scores.assign(run=r.run, method=label, seed=r.seed, warmup=bool(warmup_only(r.run))))
     numbers = ['value', 'low', 'high', 'chance', 'ceiling', 'same_video', 'candidates']
     return pd.concat(frames, ignore_index=True).astype(dict.fromkeys(numbers, float))
