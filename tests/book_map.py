@@ -16,7 +16,7 @@ PATHS = [
                                       'methods.cmpc', 'models.fusion', 'clustering.pseudo_labels', 'losses.matching', 'methods.faa', 'evaluation.metrics', 'evaluation.protocol')),
     ('Experimenter', 'train and compare', ('start', 'corpus.layout', 'corpus.manifest', 'training.recipes', 'training.run', 'evaluation.run', 'experiments.sweeps', 'experiments.tables',
                                          'experiments.comparison', 'experiments.runner')),
-    ('Engineer', 'extend and deploy', ('core', 'methods.base', 'methods.registry', 'models.pretrained', 'models.embedding', 'training.loop', 'training.checkpoint', 'training.extract', 'inference')),
+    ('Engineer', 'extend and deploy', ('core', 'methods.base', 'methods.registry', 'experiments.extending', 'models.pretrained', 'models.embedding', 'training.loop', 'training.checkpoint', 'training.extract', 'inference')),
 ]
 
 def chapters(root=ROOT) -> list[Path]:
