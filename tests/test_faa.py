@@ -249,7 +249,7 @@ def test_reading_draws_nothing_from_torchs_random_state(grid):
 def test_scratch_is_said_and_small_faces_are_refused(grid, tmp_path, capsys):
     changes = {k: v for k, v in CHANGES.items() if k not in ('model.voice_dim', 'model.face_dim')}
     recipe = load_recipe('faa-demo', {**changes, 'data.feature_file': '', 'data.crop_seconds': 1., 'data.face_size': 64, 'model.encoder': 'ecapa+inception', 'train.total_samples': 8, 'train.batch_size': 4, 'train.lr_warmup': 4})
-    with pytest.raises(ConfigError, match='data.face_size = 64; Inception-ResNet-V1 takes faces from 75 pixels'): train(recipe, tmp_path/'run', here(grid), quiet=True)
+    with pytest.raises(ConfigError, match=r'data\.face_size = 64.*75'): train(recipe, tmp_path/'run', here(grid), quiet=True)
     recipe = load_recipe('faa-demo', {**changes, 'data.feature_file': '', 'data.crop_seconds': 1., 'data.face_size': 80, 'model.encoder': 'ecapa+inception', 'train.total_samples': 8, 'train.batch_size': 4, 'train.lr_warmup': 4, 'train.peak_lr': 1e-6, 'train.lr_start': 1e-6, 'train.lr_end': 1e-6})
     capsys.readouterr()
     assert train(recipe, tmp_path/'run', here(grid), quiet=True).finished
