@@ -357,7 +357,7 @@ def packed(tree, tmp_path): return pack(tree, tmp_path/'packed', workers=0, quie
 def media_of(root):
     m = load_pack(root)
     x = open_media(m, m.table)
-    return [x.sound(i).tolist() if k == 'voice' else x.face(i, 16).tolist()
+    return [x.waveform(i).tolist() if k == 'voice' else x.face(i, 16).tolist()
             for i, k in enumerate(m.table.modality)], m.hash
 
 
@@ -368,7 +368,7 @@ def test_a_changed_byte_in_a_shard_is_said_when_it_is_read(packed):
     m = load_pack(packed) # opening reads no shard
     x = open_media(m, m.table)
     assert len(x.slice(voice, 'voice', 0, 1000)) == 1000 # a piece that is whole
-    with pytest.raises(CorpusError) as e: x.sound(voice)
+    with pytest.raises(CorpusError) as e: x.waveform(voice)
     one_line(e, packed/'voice-0000.bin', '131,072', m.table.path[voice])
 
 

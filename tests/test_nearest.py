@@ -62,9 +62,9 @@ def bounds_hold(search, x, c, euclid):
     own = s.gather(1, search.assign[:, None])[:, 0]
     others = s.scatter(1, search.assign[:, None], -torch.inf).amax(1)
     tiny = 1e-6*(x.norm(dim=1)*c.norm(dim=1).max() + search.b.max() + search.half) # a settled score is a float32 number
-    assert (search.lo <= own + tiny).all() and (own <= search.hi + tiny).all() and (search.rest >= others - tiny).all()
-    open_ = search.hi > search.lo
-    assert ((search.lo <= own) & (own <= search.hi))[open_].all()
+    assert (search.lower <= own + tiny).all() and (own <= search.upper + tiny).all() and (search.runner_up >= others - tiny).all()
+    open_ = search.upper > search.lower
+    assert ((search.lower <= own) & (own <= search.upper))[open_].all()
     return open_.float().mean()
 
 
@@ -95,7 +95,7 @@ def test_bounds_hold_where_all_rounding_errors_point_the_same_way():
         search.move(torch.cat([b, -a.sign()/8]))
         search.look()
         true = float(a.double()@b.double().T)
-        assert true > .0028 and search.lo <= true <= search.hi
+        assert true > .0028 and search.lower <= true <= search.upper
 
 
 @pytest.mark.parametrize('sign', [1, -1])
@@ -111,8 +111,8 @@ def test_bounds_hold_where_what_lies_beyond_points_the_same_way_or_the_opposite(
     search.tries = 0
     search.move(c)
     search.look()
-    assert search.lo <= .48 + sign*.48 <= search.hi and abs(float(search.hi - search.lo) - .96) < .01
-    assert search.rest >= -.8 and search.assign == 0
+    assert search.lower <= .48 + sign*.48 <= search.upper and abs(float(search.upper - search.lower) - .96) < .01
+    assert search.runner_up >= -.8 and search.assign == 0
 
 
 @pytest.mark.parametrize('scale', [1e-3, 1., 1e3])
@@ -202,9 +202,9 @@ def test_bounds_know_that_a_bfloat16_result_is_rounded():
     search.move(c)
     search.look()
     s = scores(x, c, False)
-    own, open_ = s.gather(1, search.assign[:, None])[:, 0], search.hi > search.lo
+    own, open_ = s.gather(1, search.assign[:, None])[:, 0], search.upper > search.lower
     assert search.rows.off.max() == 0 and open_.float().mean() > .3
-    assert ((search.lo <= own) & (own <= search.hi)).all()
+    assert ((search.lower <= own) & (own <= search.upper)).all()
     t = (x.bfloat16()@c.bfloat16().T).gather(1, search.assign[:, None])[:, 0].double()
     assert ((t - own).abs() > search.view.err)[open_].any(), 'a product that needs no bound on its rounding'
 
@@ -340,7 +340,7 @@ def test_a_crowd_of_rivals_is_not_settled_pair_by_pair(monkeypatch, precision):
     assert sum(pairs) <= 500*18
     # now its own centroid is the best from the beginning
     search.look()
-    assert (search.rest < search.hi).float().mean() > .9
+    assert (search.runner_up < search.upper).float().mean() > .9
     assert (x@search.c.T).amax(1).sub((x*search.c[search.assign]).sum(1)).max() < 1e-6
 
 

@@ -88,7 +88,7 @@ def reserve(
     path:Path, # a file; it is made if it is not there
     size:int, # its length in bytes
 ):
-    "Give a file all blocks of its length on the disk; what it holds stays. Raises `RunError` where they are not to be had."
+    "Reserve all blocks of a file on the disk; its content stays. Raises `RunError` if the disk has no room."
     new = not Path(path).exists()
     try:
         with open(path, 'w+b' if new else 'r+b') as f:

@@ -76,7 +76,7 @@ class PairDataset(_MediaRows):
         if self.augment:
             rng = rng_for(self.seed, 'item', epoch, row)
             a, b, flip = rng.integers(len(voices)), rng.integers(len(faces)), rng.random() < 0.5
-        voice = torch.from_numpy(self._files.sound(voices[a], self.seconds, rng))
+        voice = torch.from_numpy(self._files.waveform(voices[a], self.seconds, rng))
         return voice, self._files.face(faces[b], self.size, flip and self.flip), row
 
 # %% ../../nbs/01_corpus/05_dataset.ipynb #605a5f2d
@@ -159,7 +159,7 @@ class MediaDataset(_MediaRows):
 
     def __getitem__(self, row:int) -> tuple[int, Tensor]: # row; voice (t,) float32 or face (3, size, size) uint8
         if self.modality == 'face': return row, self._files.face(row, self.size)
-        return row, torch.from_numpy(self._files.sound(row, self.seconds))
+        return row, torch.from_numpy(self._files.waveform(row, self.seconds))
 
 def media_loader(
     dataset:MediaDataset, # the files

@@ -162,13 +162,13 @@ def media_features(
     modality:str, # voice, face
     split:str|None='test', # train, valid, seen or test; None: all
     batch_size:int=4096, # vectors at once
-    share:tuple[int, int]=(0, 1), # process and number of processes: only this one's share of the batches
+    shard:tuple[int, int]=(0, 1), # process and number of processes: only this one's part of the batches
 ) -> Iterator[tuple[Tensor, Tensor]]: # rows (b,) of `manifest.media(modality, split)`; vectors (b, d) float32
     "Yield every vector of a modality of a split, in order."
     table = manifest._rows(split)
     mine = feature_rows(features, manifest, modality)[table[(manifest.table.modality == modality).to_numpy()[table]]]
     for k, i in enumerate(range(0, len(mine), batch_size)):
-        if k % share[1] == share[0]:
+        if k % shard[1] == shard[0]:
             rows = torch.arange(i, min(i + batch_size, len(mine)))
             yield rows, torch.from_numpy(getattr(features, modality)[mine[i:i + batch_size]].astype(np.float32))
 

@@ -137,19 +137,19 @@ _LOOK = b'2' # part of every signature; increase it when probes report more, so 
 class Listing(NamedTuple):
     "All media files of a corpus, and the paths that were skipped."
     files:pd.DataFrame # modality, folder (of the identity), video, path (relative to the root), bytes
-    aside:dict[str, list[str]] # reason -> skipped paths
+    skipped:dict[str, list[str]] # reason -> skipped paths
     signature:str # hash that changes when a media file or a text file changes
 
 _OTHER = {m: f'{m}s to be converted:' for m in MEDIA} # reason for skipping other formats; the suffix follows
 
 def hints(
     root:Path, # of a corpus
-    aside:dict[str, list[str]], # from `Listing`
+    skipped:dict[str, list[str]], # from `Listing`
 ) -> list[str]: # one line per format
     "Return, for each format that is not read, the command that converts it."
     out = []
     for m in MEDIA:
-        for why,paths in aside.items():
+        for why,paths in skipped.items():
             if not why.startswith(_OTHER[m]): continue
             suffix = why.removeprefix(_OTHER[m]).strip()
             command = conversion(root/paths[0].split('/')[0], os.path.splitext(paths[0])[1], m)
@@ -158,13 +158,13 @@ def hints(
 
 class _Walk:
     "Read folders inside the given trees and collect everything that is out of place, with the reason."
-    def __init__(self, *trees:Path): self.trees, self.aside = [t.resolve() for t in trees], defaultdict(list)
+    def __init__(self, *trees:Path): self.trees, self.skipped = [t.resolve() for t in trees], defaultdict(list)
 
     def entries(self, folder:str) -> list[os.DirEntry]:
         "List files and folders by name, without hidden ones."
         try: found = sorted(os.scandir(folder), key=lambda e: e.name)
         except OSError:
-            self.aside['folder that cannot be opened'].append(folder)
+            self.skipped['folder that cannot be opened'].append(folder)
             return []
         return [e for e in found if not e.name.startswith('.') and self._fit(e)]
 
@@ -178,13 +178,13 @@ class _Walk:
         except OSError: return 'neither file nor folder' # a link to itself
 
     def _fit(self, e:os.DirEntry) -> bool:
-        if why := self._why(e): self.aside[why].append(e.path.encode('utf-8', 'backslashreplace').decode())
+        if why := self._why(e): self.skipped[why].append(e.path.encode('utf-8', 'backslashreplace').decode())
         return not why
 
     def folders(self, parent:str, reason:str) -> list[os.DirEntry]:
         "List the folders in a folder; skip files beside them."
         found = self.entries(parent)
-        self.aside[reason] += [e.path for e in found if not e.is_dir()]
+        self.skipped[reason] += [e.path for e in found if not e.is_dir()]
         return [e for e in found if e.is_dir()]
 
     def videos(self, person:os.DirEntry, modality:str) -> list[os.DirEntry]:
@@ -200,8 +200,8 @@ class _Walk:
         for e in self.entries(video.path):
             suffix = '' if e.is_dir() else os.path.splitext(e.name)[1].lower()
             if suffix in MEDIA[modality]: good.append(e)
-            elif suffix in CONVERT[modality]: self.aside[f'{_OTHER[modality]} {suffix}'].append(e.path)
-            else: self.aside[f'not a {modality} file'].append(e.path)
+            elif suffix in CONVERT[modality]: self.skipped[f'{_OTHER[modality]} {suffix}'].append(e.path)
+            else: self.skipped[f'not a {modality} file'].append(e.path)
         return good
 
 def list_media(
@@ -239,12 +239,12 @@ def _list_media(root:Path, quiet:bool) -> Listing:
             for e in walk.media(video, m):
                 if len(tops[m]) > 1:
                     if (key := (person.name, video.name, e.name)) in seen:
-                        walk.aside['the same clip in two folders'].append(e.path)
+                        walk.skipped['the same clip in two folders'].append(e.path)
                         continue
                     seen.add(key)
                 try: stat = e.stat()
                 except OSError:
-                    walk.aside['file that cannot be opened'].append(e.path)
+                    walk.skipped['file that cannot be opened'].append(e.path)
                     continue
                 path = relative(e.path)
                 rows.append((m, person.name, video.name, path, stat.st_size))
@@ -252,10 +252,10 @@ def _list_media(root:Path, quiet:bool) -> Listing:
     for name in ('vox1_meta.csv', 'identity_splits.txt'):
         digest.update(hashlib.sha256(_read_bytes(root/name)).digest() if (root/name).is_file() else b'\0')
     files = pd.DataFrame(rows, columns=['modality', 'folder', 'video', 'path', 'bytes'])
-    aside = {why: sorted(map(relative, paths)) for why,paths in sorted(walk.aside.items()) if paths}
+    skipped = {why: sorted(map(relative, paths)) for why,paths in sorted(walk.skipped.items()) if paths}
     for m,names in tops.items():
         if m not in set(files.modality):
-            other = {why: paths for why,paths in aside.items() if why.startswith(_OTHER[m])}
+            other = {why: paths for why,paths in skipped.items() if why.startswith(_OTHER[m])}
             todo = hints(root, other) or [LAYOUT_HELP]
             raise CorpusError(f'{root/names[0]}: there is no {m} in it ({", ".join(MEDIA[m])}); {todo[0]}')
-    return Listing(files, aside, digest.hexdigest())
+    return Listing(files, skipped, digest.hexdigest())

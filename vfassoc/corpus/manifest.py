@@ -35,7 +35,7 @@ class Manifest:
     table:pd.DataFrame # path, modality, identity, name, video, gender, nationality, age, split, duration (s), frame
     report:dict # files found, converted and excluded, with paths
     hash:str # sha256 of (path, bytes) of all usable files; identifies the corpus in the provenance of every run
-    rows:np.ndarray|None = None # (rows,) rows of the whole corpus's table, for a part made by `only`; None = all
+    rows:np.ndarray|None = None # (rows,) rows of the whole corpus's table, for a part made by `select`; None = all
 
     @cached_property
     def _videos(self) -> tuple[np.ndarray, np.ndarray]: # (rows,) each row's video; (rows,) has it both modalities?
@@ -44,7 +44,7 @@ class Manifest:
         whole = (np.bincount(video[voice], minlength=n) > 0) & (np.bincount(video[~voice], minlength=n) > 0)
         return video, whole[video] | (self.rows is not None)
 
-    def only(self,
+    def select(self,
         paths, # of files
     ) -> 'Manifest': # in the same order; its videos may lack a modality
         "Return the part of the corpus that holds these files."
@@ -212,7 +212,7 @@ def _build(root:Path, listing:Listing, workers:int, check:str, shared:str, quiet
     m = Manifest(root, fit[columns], {
         'check': check, 'shared': shared, 'listing': listing.signature,
         'found': files.modality.value_counts().sort_index().to_dict(),
-        'excluded': dict(sorted(excluded.items())), 'repaired': repaired, 'set aside': listing.aside,
+        'excluded': dict(sorted(excluded.items())), 'repaired': repaired, 'set aside': listing.skipped,
         'videos under two identities': of_two, **loose}, digest)
     half = m.table[~m._videos[1]][['identity', 'video', 'modality']].drop_duplicates()
     m.report[f'clips longer than {LONG} s, of which a few seconds are used'] = _long_clips(m.table)

@@ -55,7 +55,7 @@ class Source:
         self.features:Features|None = load_features(features_path(data.feature_file, settings)) if data.feature_file else None
 
     @property
-    def met(self) -> set[str]:
+    def pretraining_identities(self) -> set[str]:
         "Return the training identities of the encoder of the features, if the file names them."
         return set(self.features.about.get('identities', ())) if self.features else set()
 
@@ -81,12 +81,12 @@ class Source:
         modality:Literal['voice', 'face'], # which
         split:str|None='test', # train, valid, seen or test; None: all
         batch_size:int=128, # at once
-        share:tuple[int, int]=(0, 1), # process and number of processes: only this one's part
+        shard:tuple[int, int]=(0, 1), # process and number of processes: only this one's part
         start:int=0, # the first row, for files
     ) -> Iterable[tuple[Tensor, Tensor]]: # rows (b,) of `manifest.media(modality, split)`; the encoder's input (b, ...)
         "Return batches of every usable file of a modality, or of its vectors."
         if self.features:
-            return media_features(self.features, self.manifest, modality, split, max(4096, batch_size), share)
+            return media_features(self.features, self.manifest, modality, split, max(4096, batch_size), shard)
         files = MediaDataset(self.manifest, modality, split, self.data.crop_seconds, self.data.face_size)
-        return media_loader(files if share[1] == 1 and not start
-                            else Subset(files, range(start + share[0], len(files), share[1])), batch_size, self.workers)
+        return media_loader(files if shard[1] == 1 and not start
+                            else Subset(files, range(start + shard[0], len(files), shard[1])), batch_size, self.workers)

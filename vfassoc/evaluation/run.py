@@ -102,7 +102,7 @@ def evaluate_run(
     source = open_source(m, recipe.data, recipe.model, settings)
     same_features(run.folder, source)
     emb = embed(run.model, source, split)
-    best, people = oracle_scorer(m, split), {*run.identities, *source.met}
+    best, people = oracle_scorer(m, split), {*run.identities, *source.pretraining_identities}
     result = evaluate_scorers(scorers_of(run, emb, cfg), emb, cfg, best, people)
     said = unheard(emb.voices, None if source.features else recipe.data.crop_seconds)
     for line in said: print(f'{run.path}: {line}', file=sys.stderr)

@@ -24,11 +24,11 @@ def encode_media(
     modality:Literal['voice', 'face'], # which
     split:str|None, # of which identities; None: of all
     device:torch.device|str='cpu', # where the batch is put
-    share:tuple[int, int]=(0, 1), # process and number of processes
+    shard:tuple[int, int]=(0, 1), # process and number of processes
     start:int=0, # the first row, for files
 ) -> Iterator[tuple[Tensor, Tensor]]: # rows (b,); vectors (b, d) on the CPU
     "Encode media batch by batch, without gradient."
-    for rows, x in source.media(modality, split, share=share, start=start):
+    for rows, x in source.media(modality, split, shard=shard, start=start):
         with torch.no_grad(): yield rows, encode(modality, x.to(device, non_blocking=True)).cpu()
 
 # %% ../../nbs/04_models/08_embedding.ipynb #33ba2a7a
@@ -87,7 +87,7 @@ def pool_videos(
     source:Source, # of the media
     model:VoiceFaceModel, # its towers
     split:str='train', # of which identities
-    share:tuple[int, int]=(0, 1), # process and number of processes
+    shard:tuple[int, int]=(0, 1), # process and number of processes
 ) -> Tensor: # (n, 2 dim) float32, in the order of `manifest.videos(split)`
     "Pool both modalities of every video of a split, eq. (1) of FAA. Raises `RunError` as `VideoPool.result`."
     videos, device, training = source.manifest.videos(split), next(model.parameters()).device, model.training
@@ -98,7 +98,7 @@ def pool_videos(
         media = source.manifest.media(m, split)
         video = torch.tensor([row[key] for key in zip(media.identity, media.video)])
         where = pool.sum[m].device
-        for rows, z in encode_media(source, model.encode, m, split, device, share):
+        for rows, z in encode_media(source, model.encode, m, split, device, shard):
             pool.add(m, z.to(where), video[rows].to(where))
     model.train(training)
     return pool.result().to(device)

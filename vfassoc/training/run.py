@@ -158,7 +158,7 @@ def train(
     plan = [[(0, int(i)) for i in part] for part in np.array_split(np.arange(n_valid), -(-n_valid//64))]
     if method.embeds_training_set: method.embed_training_set = lambda: pool_videos(source, method.model, 'train', (rank, world))
     validate = lambda method: valid_auc(method, source.batches(data[1], plan), who)
-    about = dict(recipe=to_dict(recipe), corpus_hash=m.hash, drawn=synthetic_seed(m.root), identities=sorted({*m.videos('train').identity, *who, *seen, *source.met}))
+    about = dict(recipe=to_dict(recipe), corpus_hash=m.hash, drawn=synthetic_seed(m.root), identities=sorted({*m.videos('train').identity, *who, *seen, *source.pretraining_identities}))
     result = fit(method, batches, n//cfg.batch_size, cfg, run, validate, about, acc, quiet)
     if acc.is_main_process:
         if recipe.init_from: run.stamp(start_sha256=weights_hash(run_path(recipe.init_from, settings)))
