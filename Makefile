@@ -2,6 +2,7 @@
 # make test   every notebook and every test
 # make test-portable  the numeric tests with the kernels of other processors (ONLY=Haswell/avx2/1,Prescott: some of them)
 # make mutants  a test of the tests: the library with one line made wrong at a time (ONLY=PATTERN: some of them)
+# make results  RESULTS.md, rendered by the reports; trains what is not finished of three sweeps (an hour on two cores)
 # make book   the book as a site, in _docs/html
 # make lab    JupyterLab on the book
 # make index  the map of the book and the links from chapter to chapter, after a chapter was added or moved
@@ -13,7 +14,7 @@ BIN  := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo index test test-portable mutants book lab clean-nbs lock
+.PHONY: help setup demo results index test test-portable mutants book lab clean-nbs lock
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -34,6 +35,9 @@ setup: $(VENV)/.installed
 
 demo: setup
 	@$(BIN)/vfassoc demo
+
+results: setup
+	@$(BIN)/vfassoc results -o RESULTS.md
 
 test: setup
 	@PATH="$(abspath $(BIN)):$$PATH" bash tests/run.sh

@@ -46,4 +46,4 @@ def page(name, folder, **parameters):
     _, html = run_report(ROOT/'nbs'/'reports'/f'{name}.ipynb', folder/name, {'title': ODD, **parameters, 'figures': folder/'figures'}, quiet=True)
     assert unsafe(html.read_text()) == []
     soup = BeautifulSoup(html.read_text(), 'html.parser')
-    return soup, ' '.join(soup.get_text(' ').split()), {p.name for p in (folder/'figures').iterdir()}
+    return soup, ' '.join(soup.get_text(' ').split()), {p.name for p in (folder/'figures').glob('*.png')}

@@ -182,6 +182,13 @@ def report(a, s):
     print(page.resolve())
 
 
+def results(a, s):
+    from vfassoc.experiments.results import choose_sweeps, render_results
+    sweeps = choose_sweeps(a.sweep or ())
+    command = ' '.join(['vfassoc results', *(f'--sweep {x}' for x in a.sweep or ())])
+    print(render_results(a.output, sweeps, s, a.jobs, command=command).resolve())
+
+
 def demo(a, s):
     from vfassoc.demo import run_demo
     run_demo(s)
@@ -259,6 +266,10 @@ def parser():
     q.add_argument('--grid', help='a grid to report on, for the reports that read one')
     q.add_argument('-p', '--parameter', **many, help="a parameter of the report; may be repeated")
     q.add_argument('-o', '--output', help='where to write (default: `figures`/NAME)')
+    q = add(results, 'run unfinished sweeps and their reports, and write what they publish as one page')
+    q.add_argument('-o', '--output', default='RESULTS.md', metavar='FILE', help='the page (default: RESULTS.md); its figures go to figures/published beside it')
+    q.add_argument('--sweep', action='append', metavar='NAME[:REPORT,...]', help='one of the sweeps (default: all), or another with its reports; may be repeated')
+    q.add_argument('--jobs', type=int, default=0, help='runs at once (default: one per core; one on a GPU)')
     add(demo, 'the main job, end to end, on a corpus it draws itself')
     return p
 

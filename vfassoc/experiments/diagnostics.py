@@ -33,17 +33,20 @@ def read_traces(
 ) -> dict[int, dict[str, Tensor]]: # epoch -> cosine (n,), agreement (n,), and voice_K, face_K (n,) for each K
     "The traces of a run; `RunError` if it kept none."
     files = sorted(open_run(run).traces.glob('*.safetensors'))
-    if not files: raise RunError(f'{run}: kept no traces; train it with `--set train.trace=true` and a method that leaves some (cmpc)')
+    if not files:
+        raise RunError(f'{run}: kept no traces; train it with `--set train.trace=true` and a method that leaves some '
+                       '(cmpc)')
     return {int(f.stem): load_tensors(f)[0] for f in files}
 
 def training_videos(
     run:str|Path, # a run's folder
     settings:Settings, # where its corpus is
-) -> tuple[pd.DataFrame, Manifest]: # a row per training video, in the order of the traces: identity, video, voices, faces, and deviate if planted
+) -> tuple[pd.DataFrame, Manifest]: # a row per training video, in the order of the traces; the corpus
     "Who the rows of a trace are; `RunError` if the corpus has changed since."
     recipe = stored_recipe(open_run(run).config)
     m, stamp = open_corpus(recipe.corpus, settings), read_table(open_run(run).provenance)
-    if stamp.get('corpus_hash') != m.hash: raise RunError(f'{run}: was trained on another state of {m.root}; train it again, or bring the old corpus back')
+    if stamp.get('corpus_hash') != m.hash:
+        raise RunError(f'{run}: was trained on another state of {m.root}; train it again, or bring the old corpus back')
     t = m.videos('train')
     if (m.root/'truth.csv').is_file():
         truth = read_truth(m.root).set_index('video')
@@ -63,15 +66,17 @@ def deviate_auroc(
 def rho_table(
     traces:dict[int, dict[str, Tensor]], # from `read_traces`
     deviate:Sequence[str], # (n,) kind of each video, 'none' for a sound one
-) -> pd.DataFrame: # a row per epoch: rho and cosine, AUROC against all deviates; rho of each kind against the sound ones
+) -> pd.DataFrame: # a row per epoch: AUROC of rho and cosine, all deviates; of rho, each kind
     "AUROC by epoch, of all deviates together and of each kind."
     kind, rows = np.asarray(deviate), []
     for epoch, t in traces.items():
         row = dict(epoch=epoch, cosine=deviate_auroc(t['cosine'], kind != 'none'))
         if 'agreement' in t:
             rho = (t['cosine'] - t['agreement']).numpy()
-            row |= dict(rho=deviate_auroc(rho, kind != 'none'), **{k: deviate_auroc(rho[(kind == k) | (kind == 'none')], kind[(kind == k) | (kind == 'none')] == k)
-                                                                   for k in sorted(set(kind) - {'none'})})
+            row['rho'] = deviate_auroc(rho, kind != 'none')
+            for k in sorted(set(kind) - {'none'}):
+                keep = (kind == k) | (kind == 'none')
+                row[k] = deviate_auroc(rho[keep], kind[keep] == k)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -88,7 +93,8 @@ def purity_table(
         a = np.asarray(a)
         joined, right = joined_pairs(a, identity)
         random = purity(rng_for(seed, 'random clusters', name).permutation(a), identity)
-        rows.append(dict(modality=modality, k=int(k), purity=purity(a, identity), random=random, nmi=nmi(a, identity), joined=joined, right=right))
+        rows.append(dict(modality=modality, k=int(k), purity=purity(a, identity), random=random, nmi=nmi(a, identity),
+                         joined=joined, right=right))
     return pd.DataFrame(rows).sort_values(['modality', 'k'], ignore_index=True)
 
 def memory_purity(
@@ -99,8 +105,13 @@ def memory_purity(
     "Purity of k-means on the memories a run ended with: compares methods that cluster with CID, which does not."
     tensors, _ = load_tensors(open_run(run).checkpoints/'last.safetensors')
     try: rows = {m: (tensors[f'method/memory.{m}.rows'], tensors[f'method/memory.{m}.seen']) for m in ('voice', 'face')}
-    except KeyError: raise RunError(f'{run}: its method keeps no memory; take method cmpc (with prototypes=false it is CID)') from None
-    if any(len(seen) != len(identity) for _,seen in rows.values()): raise RunError(f'{run}: {len(rows["voice"][1])} videos in its memory, {len(identity)} identities given')
+    except KeyError:
+        raise RunError(f'{run}: its method keeps no memory; take method cmpc '
+                       '(with prototypes=false it is CID)') from None
+    if any(len(seen) != len(identity) for _,seen in rows.values()):
+        n = len(rows['voice'][1])
+        raise RunError(f'{run}: {n} videos in its memory, {len(identity)} identities given; '
+                       'give one per training video')
     found = {}
     for m,(z, seen) in rows.items():
         for k in ks:
@@ -126,15 +137,19 @@ def rho_histogram(
     kinds = ['videos'] if deviate is None else ['none', *sorted(set(kind) - {'none'})]
     low, high = x[keep].min(), x[keep].max()
     edges = np.linspace(low, high if high > low else low + 1, int(np.clip(keep.sum()**.5, 8, 50)) + 1)
-    ax.hist([x[keep & (kind == k)] for k in kinds], edges, stacked=True, color=['#C8C8C8', *COLORS][:len(kinds)], edgecolor='white', linewidth=.3,
+    ax.hist([x[keep & (kind == k)] for k in kinds], edges, stacked=True, color=['#C8C8C8', *COLORS][:len(kinds)],
+            edgecolor='white', linewidth=.3,
             hatch=['', '///', '...', 'xxx', '\\\\\\'][:len(kinds)] if len(kinds) > 1 else None,
             label=[f'{"sound" if k == "none" else k} ({(keep & (kind == k)).sum()})' for k in kinds])
     if threshold is not None: ax.axvline(threshold, color=INK, ls='--', lw=1.2, label='weight 1/2')
     top = ax.get_ylim()[1]
-    for k, m in enumerate(marks): ax.annotate(f'({chr(97 + k)})', (m, 0), (m, top*(1.01 + .06*(k % 2))), ha='center', fontsize=8, arrowprops=dict(arrowstyle='-', color=GREY, lw=.7))
+    for k, m in enumerate(marks):
+        ax.annotate(f'({chr(97 + k)})', (m, 0), (m, top*(1.01 + .06*(k % 2))), ha='center', fontsize=8,
+                    arrowprops=dict(arrowstyle='-', color=GREY, lw=.7))
     ax.set(xlabel='ρ = v·f − mean prototype cosine', ylabel='training videos')
     ax.set_title(title, fontsize=10, pad=26 if len(marks) else 6)
-    ax.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(1, 1)) # beside: the marks stand everywhere inside
+    # beside the axes: the marks stand everywhere inside
+    ax.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     return ax
 
 def epoch_lines(

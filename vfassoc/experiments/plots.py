@@ -20,8 +20,10 @@ from scipy.stats import norm
 from ..evaluation.metrics import auc, roc as roc_points
 
 # %% ../../nbs/10_experiments/03_plots.ipynb #0337a809
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#F0E442') # Okabe and Ito, strong ones first
-STYLES = ('-', '--', '-.', (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (7, 2))) # so that grey print can tell lines apart
+# Okabe and Ito, strong ones first
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#F0E442')
+# so that lines differ in grey print
+STYLES = ('-', '--', '-.', (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (7, 2)))
 GREY, INK = '#999999', '#000000' # chance; ceiling
 
 def subplots(
@@ -60,11 +62,14 @@ def roc(
         ax.plot(100*fpr, 100*tpr, color=INK, lw=1, ls=(0, (1, 2)), label=f'ceiling, AUC {100*auc(*ceiling):.1f}')
     elif ceiling is not None and np.isfinite(ceiling):
         fpr = np.linspace(0, 1, 201)
-        ax.plot(100*fpr, 100*binormal_roc(ceiling, fpr), color=INK, lw=1, ls=(0, (1, 2)), label=f'ceiling, AUC {100*ceiling:.1f} (shape assumed)')
+        label = f'ceiling, AUC {100*ceiling:.1f} (shape assumed)'
+        ax.plot(100*fpr, 100*binormal_roc(ceiling, fpr), color=INK, lw=1, ls=(0, (1, 2)), label=label)
     for i,(name,(labels,scores)) in enumerate(curves.items()):
         fpr, tpr, _ = roc_points(labels, scores)
-        ax.plot(100*fpr, 100*tpr, color=COLORS[i % 7], ls=STYLES[i % 7], lw=1.8, label=f'{name}, AUC {100*auc(labels, scores):.1f}')
-    ax.set(xlabel='false positive rate (%)', ylabel='true positive rate (%)', xlim=(-1, 101), ylim=(-1, 101), aspect='equal')
+        label = f'{name}, AUC {100*auc(labels, scores):.1f}'
+        ax.plot(100*fpr, 100*tpr, color=COLORS[i % 7], ls=STYLES[i % 7], lw=1.8, label=label)
+    ax.set(xlabel='false positive rate (%)', ylabel='true positive rate (%)')
+    ax.set(xlim=(-1, 101), ylim=(-1, 101), aspect='equal')
     ax.legend(loc='lower right', fontsize=8, frameon=False)
     return ax
 
@@ -92,11 +97,13 @@ def score_histogram(
     return ax
 
 # %% ../../nbs/10_experiments/03_plots.ipynb #0d6553f0
-PANELS = {'loss': 'training loss', 'valid_auc': 'validation AUC (%)', 'lr': 'learning rate'} # columns of history.csv, and their axes
+# columns of history.csv, and their axes
+PANELS = {'loss': 'training loss', 'valid_auc': 'validation AUC (%)', 'lr': 'learning rate'}
 
 def epoch_axis(ax:Axes):
     "Whole epochs as ticks, also where there is only one."
-    at = np.unique([x for line in ax.lines for x in np.asarray(line.get_xdata(), float) if len(line.get_xdata()) != 2 or line.get_marker() not in ('None', None, '')])
+    curves = [line for line in ax.lines if len(line.get_xdata()) != 2 or line.get_marker() not in ('None', None, '')]
+    at = np.unique([x for line in curves for x in np.asarray(line.get_xdata(), float)])
     if len(at) == 1: ax.set_xlim(at[0] - .9, at[0] + .9)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
@@ -109,7 +116,9 @@ def training_curves(
     fig, axes = subplots(1, max(1, len(shown)), height=2.8)
     for ax, c in zip(np.atleast_1d(axes), shown):
         for i,(name,h) in enumerate(histories.items()):
-            if c in h: ax.plot(h.epoch, h[c]*(100 if c.endswith('auc') else 1), color=COLORS[i % 7], ls=STYLES[i % 7], marker='.', label=name)
+            if c not in h: continue
+            values = h[c]*(100 if c.endswith('auc') else 1)
+            ax.plot(h.epoch, values, color=COLORS[i % 7], ls=STYLES[i % 7], marker='.', label=name)
         if c.endswith('auc'):
             ax.axhline(50, color=GREY, ls=':', lw=1, label='chance')
             low, high = ax.get_ylim()
@@ -134,11 +143,13 @@ def bars(
     for i,(name,v) in enumerate(series.items()):
         value, low, high = 100*np.asarray(v, float).T
         err = np.nan_to_num(np.stack([value - low, high - value]))
-        ax.bar(x + (i - (len(series) - 1)/2)*w, value, .9*w, yerr=err, color=COLORS[i % 7], label=name, hatch=['', '//', '..', 'xx'][i % 4],
+        at, hatch = x + (i - (len(series) - 1)/2)*w, ['', '//', '..', 'xx'][i % 4]
+        ax.bar(at, value, .9*w, yerr=err, color=COLORS[i % 7], label=name, hatch=hatch,
                edgecolor='white', error_kw=dict(lw=1.2, capsize=3))
     for level, style, name in ((chance, ':', 'chance'), (ceiling, '--', 'ceiling')):
         if level is not None and np.isfinite(level := np.asarray(level, float)).any():
-            ax.hlines(100*level, x - .45, x + .45, color='white', lw=4, zorder=3) # so that the line is seen on a bar of any color
+            # white below, so that the line is seen on a bar of any color
+            ax.hlines(100*level, x - .45, x + .45, color='white', lw=4, zorder=3)
             ax.hlines(100*level, x - .45, x + .45, color=INK, ls=style, lw=1.8, label=name, zorder=4)
     ax.set_xticks(x, groups)
     ax.set(ylabel=ylabel, ylim=(0, None))
@@ -160,10 +171,12 @@ def candidate_curve(
         ax.plot(n, value, color=COLORS[i % 7], ls=STYLES[i % 7], marker='o', ms=4, label=name)
         ax.fill_between(n, low, high, color=COLORS[i % 7], alpha=.2, lw=0)
     ax.plot(n, 100/n, color=GREY, ls=':', label='chance, 1/N')
-    if ceiling is not None and np.isfinite(ceiling).any(): ax.plot(n, 100*np.asarray(ceiling), color=INK, ls=(0, (1, 2)), label='ceiling')
+    if ceiling is not None and np.isfinite(ceiling).any():
+        ax.plot(n, 100*np.asarray(ceiling), color=INK, ls=(0, (1, 2)), label='ceiling')
     ax.set(xlabel='candidates N', ylabel='accuracy (%)', ylim=(0, 100), title=title)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(fontsize=8, frameon=False, ncols=2, loc='upper center', bbox_to_anchor=(.5, -.2)) # below: curves and ceiling leave no room
+    # below: curves and ceiling leave no room
+    ax.legend(fontsize=8, frameon=False, ncols=2, loc='upper center', bbox_to_anchor=(.5, -.2))
     return ax
 
 # %% ../../nbs/10_experiments/03_plots.ipynb #f74adcb0
@@ -177,7 +190,7 @@ def best_per_group(
     return order[np.sort(first)]
 
 def _show(ax:Axes, item:np.ndarray, shift:float, caption:str=''):
-    "A face (h, w, 3) or a log-mel spectrogram (bands, frames); the caption is part of the axis label, which the layout makes room for."
+    "Draw a face (h, w, 3) or a log-mel spectrogram (bands, frames); its caption is the axis label."
     if item.ndim == 3:
         ax.imshow(item)
         ax.spines[:].set_visible(False)

@@ -34,7 +34,7 @@ def _read_report(path:Path) -> nbformat.NotebookNode:
 def declared(
     notebook:str|Path, # path of a report
 ) -> dict: # the parameters it declares, with their defaults
-    "Read the one `parameters` cell of a report; `ConfigError` if there is none, if there are several, or if it holds more than literals."
+    "Read the `parameters` cell of a report. Raises `ConfigError` if there is not one, or if it holds more than literals."
     path = Path(notebook)
     cells = [c for c in _read_report(path).cells if 'parameters' in c.metadata.get('tags', [])]
     if len(cells) != 1:
@@ -75,10 +75,12 @@ def check_parameters(
     "Refuse a name the report does not declare and a value of another type than its default, by `ConfigError`."
     known, out = declared(notebook), {}
     for k,v in parameters.items():
-        if k not in known: raise ConfigError(f'{notebook}: unknown parameter {k!r}; it declares: {", ".join(known) or "none"}')
+        if k not in known:
+            raise ConfigError(f'{notebook}: unknown parameter {k!r}; it declares: {", ".join(known) or "none"}')
         out[k] = _plain(v)
         if not _same_type(out[k], known[k]):
-            raise ConfigError(f'{notebook}: {k} = {v!r} is not of type {type(known[k]).__name__}, like its default {known[k]!r}')
+            kind = type(known[k]).__name__
+            raise ConfigError(f'{notebook}: {k} = {v!r} is not of type {kind}, like its default {known[k]!r}')
     return out
 
 def parse_parameters(
@@ -98,7 +100,7 @@ def parse_parameters(
 
 # %% ../../nbs/10_experiments/08_runner.ipynb #c8aa7a16
 def _report_folders() -> list[Path]:
-    "Where reports lie, in the order of search: the clone that is worked in, the clone of this module, the installed copies."
+    "List the folders of reports, as searched: the current clone, the clone of this module, the installed copies."
     module = Path(globals().get('__file__', 'vfassoc/experiments/runner.py')).resolve()
     start = [Path(os.environ['VFASSOC_SETTINGS']).resolve().parent] if os.environ.get('VFASSOC_SETTINGS') else []
     clones = [*start, Path.cwd(), *Path.cwd().parents, module.parents[2]]
@@ -126,17 +128,21 @@ def record_provenance(
     "Write `record` into the metadata and a readable last cell."
     nb.metadata['vfassoc'] = record
     changed = {True: ' (with uncommitted changes)', False: '', None: ''}[record['git_dirty']]
-    rows = {'report': f'{literal(record["report"])}, sha256 {record["sha256"][:12]}', 'made': f'{record["time"]}, in {record["wall_time_s"]:.0f} s',
-            'code': f'commit {record["git_commit"][:12]}{changed}' if record['git_commit'] else 'not in a git repository',
+    code = f'commit {record["git_commit"][:12]}{changed}' if record['git_commit'] else 'not in a git repository'
+    rows = {'report': f'{literal(record["report"])}, sha256 {record["sha256"][:12]}',
+            'made': f'{record["time"]}, in {record["wall_time_s"]:.0f} s', 'code': code,
             'machine': literal(f'{record["platform"]}, {record["cpu_count"]} CPUs, {record["gpu"] or "no GPU"}'),
             'versions': ', '.join([f'Python {record["python"]}', *(f'{k} {v}' for k,v in record['versions'].items())]),
             **{f'parameter {literal(k)}': f'<code>{literal(repr(v))}</code>' for k,v in record['parameters'].items()}}
-    body = ''.join(f'<tr><td style="text-align:left">{k}</td><td style="text-align:left">{v}</td></tr>' for k,v in rows.items())
-    nb.cells.append(nbformat.v4.new_markdown_cell(f'## Provenance\n\n<table>{body}</table>', metadata={'tags': ['provenance']}))
+    cell = '<td style="text-align:left">'
+    body = ''.join(f'<tr>{cell}{k}</td>{cell}{v}</td></tr>' for k,v in rows.items())
+    text = f'## Provenance\n\n<table>{body}</table>'
+    nb.cells.append(nbformat.v4.new_markdown_cell(text, metadata={'tags': ['provenance']}))
     return nb
 
 # %% ../../nbs/10_experiments/08_runner.ipynb #0560a679
-POLICY = "default-src 'none'; img-src data:; media-src data:; font-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'" # nbconvert's styles are inline
+POLICY = ("default-src 'none'; img-src data:; media-src data:; font-src data:; "
+          "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'") # nbconvert's styles are inline
 
 _PAGE = '''{%- extends 'lab/index.html.j2' -%}
 {%- block html_head -%}<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
@@ -145,9 +151,12 @@ _PAGE = '''{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block jupyter_widgets -%}{%- endblock -%}
-{%- block html_head_css -%}<style>main{max-width:1000px;margin:auto;padding:0 1em} .jp-InputPrompt,.jp-OutputPrompt{display:none}
-details.code>summary{cursor:pointer;color:#999;font:11px monospace;text-align:right} .jp-RenderedHTMLCommon table{margin-left:0}
-.jp-RenderedImage img{max-width:100%} audio{width:172px;height:32px} .jp-OutputArea-child{display:block;overflow:visible}
+{%- block html_head_css -%}<style>main{max-width:1000px;margin:auto;padding:0 1em}
+.jp-InputPrompt,.jp-OutputPrompt{display:none}
+details.code>summary{cursor:pointer;color:#999;font:11px monospace;text-align:right}
+.jp-RenderedHTMLCommon table{margin-left:0}
+.jp-RenderedImage img{max-width:100%} audio{width:172px;height:32px}
+.jp-OutputArea-child{display:block;overflow:visible}
 .jp-OutputArea-output{display:block;width:auto;overflow-x:auto} .jp-MarkdownOutput{overflow-x:auto}
 figure.sound{display:inline-block;margin:0 1em .5em 0}</style>{%- endblock -%}
 {%- block data_markdown scoped -%}<div class="jp-RenderedHTMLCommon jp-RenderedMarkdown jp-OutputArea-output">
@@ -160,16 +169,20 @@ class _TextOnly(IPythonRenderer):
     def block_html(self, html): return f'<p>{escape(html)}</p>'
     def inline_html(self, html): return escape(html)
 
-def _markdown_text(source:str) -> str: return MarkdownWithMath(_TextOnly(escape=False, allow_harmful_protocols=False)).render(source)
+def _markdown_text(source:str) -> str:
+    return MarkdownWithMath(_TextOnly(escape=False, allow_harmful_protocols=False)).render(source)
 
-_DATA = ('text/html', 'text/markdown', 'text/plain', 'image/svg+xml', 'image/png', 'image/jpeg') # what a page shows of an output
+# what a page shows of an output
+_DATA = ('text/html', 'text/markdown', 'text/plain', 'image/svg+xml', 'image/png', 'image/jpeg')
 
 def _for_a_page(nb:nbformat.NotebookNode) -> nbformat.NotebookNode:
     "A copy without what a page does not show: stderr, widgets, scripts."
     nb = copy.deepcopy(nb)
     for c in nb.cells:
         for o in c.get('outputs', []):
-            if 'data' in o: o.data = {} if any('widget' in k for k in o.data) else {k: v for k,v in o.data.items() if k in _DATA}
+            if 'data' not in o: continue
+            widget = any('widget' in k for k in o.data)
+            o.data = {} if widget else {k: v for k,v in o.data.items() if k in _DATA}
         if 'outputs' in c: c.outputs = [o for o in c.outputs if o.get('name') != 'stderr' and o.get('data') != {}]
     return nb
 
@@ -182,7 +195,8 @@ def to_html(
     "Render an executed report as one HTML file without external scripts, styles, images or sound."
     require(code in ('fold', 'show', 'hide'), 'to_html', 'code', code, 'fold, show, hide')
     template = _PAGE.replace('if fold', f'if {str(code == "fold").lower()}').replace('{{ policy }}', POLICY)
-    page = HTMLExporter(raw_template=template, embed_images=True, exclude_input=code == 'hide', exclude_raw=True, exclude_anchor_links=True)
+    page = HTMLExporter(raw_template=template, embed_images=True, exclude_input=code == 'hide', exclude_raw=True,
+                        exclude_anchor_links=True)
     page.register_filter('markdown_text', _markdown_text)
     return page.from_notebook_node(_for_a_page(nb), resources={'metadata': {'name': title, 'path': str(folder)}})[0]
 
@@ -190,15 +204,18 @@ def to_html(
 def result_name(
     output:str|Path, # as a user gives it: figures/v1.2, figures/v1.2.html, figures/v1.2.ipynb
 ) -> Path: # figures/v1.2
-    "The folder and name of a result, without `.html` or `.ipynb`; any other dot belongs to the name. `ConfigError` if there is no name."
+    "Return folder and name of a result without `.html` or `.ipynb`. Raises `ConfigError` if there is no name."
     path = Path(output)
-    if path.name in ('', '..'): raise ConfigError(f'report: {str(output)!r} names no result; give a file, e.g. figures/evaluate')
+    if path.name in ('', '..'):
+        raise ConfigError(f'report: {str(output)!r} names no result; give a file, e.g. figures/evaluate')
     return path.with_suffix('') if path.suffix in ('.html', '.ipynb') else path
 
 def _where(nb, index:int) -> str:
     "A cell, for a human: its number, the heading above it, its first line of code."
-    above = [c.source.splitlines()[0].lstrip('# ') for c in nb.cells[:index] if c.cell_type == 'markdown' and c.source.startswith('#')]
-    line = next((l.strip() for l in nb.cells[index].source.splitlines() if l.strip() and not l.lstrip().startswith('#')), '')
+    above = [c.source.splitlines()[0].lstrip('# ') for c in nb.cells[:index]
+             if c.cell_type == 'markdown' and c.source.startswith('#')]
+    lines = [l.strip() for l in nb.cells[index].source.splitlines()]
+    line = next((l for l in lines if l and not l.startswith('#')), '')
     return f'cell {index}' + (f' under {above[-1]!r}' if above else '') + f' (`{line[:60]}`)'
 
 @contextlib.contextmanager
@@ -212,12 +229,14 @@ def _silent(name:str): # of a logger
 
 def _execute(source:Path, running:Path, parameters:dict, kernel:str, quiet:bool) -> nbformat.NotebookNode:
     "Run the notebook, saving it to `running` as it goes; errors as one line."
-    bar = False if quiet else {'desc': source.stem, 'mininterval': 0.1 if sys.stderr.isatty() else 10, 'dynamic_ncols': True}
+    every = 0.1 if sys.stderr.isatty() else 10
+    bar = False if quiet else {'desc': source.stem, 'mininterval': every, 'dynamic_ncols': True}
     no_braces = [str(p).replace('{', '{{').replace('}', '}}') for p in (source, running)] # papermill formats paths
     try:
         with _silent('papermill'): # its guesses at the parameters, which have been read and checked
+            silent = ['--IPKernelApp.log_level=CRITICAL'] # what a kernel logs is for servers
             return execute_notebook(*no_braces, parameters=parameters, kernel_name=kernel, progress_bar=bar,
-                                    extra_arguments=['--IPKernelApp.log_level=CRITICAL']) # what a kernel logs is for servers
+                                    extra_arguments=silent)
     except PapermillExecutionError as e:
         index = e.cell_index - (1 if parameters else 0) # papermill has added a cell with the parameters
         what = ' '.join(f'{e.ename}: {e.evalue}'.split())
@@ -241,7 +260,8 @@ def run_report(
     target, page, failed = (result.with_name(result.name + end) for end in ('.ipynb', '.html', '.failed.ipynb'))
     running = temporary(result, '.ipynb')
     given, defaults = check_parameters(source, parameters), declared(source)
-    require(target.resolve() != source.resolve(), 'run_report', 'output', str(output), 'another file than the report itself')
+    require(target.resolve() != source.resolve(), 'run_report', 'output', str(output),
+            'another file than the report itself')
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         nb = _execute(source, running, given, kernel, quiet)
