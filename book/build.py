@@ -169,7 +169,7 @@ class Stage:
             text = '\n\n'.join(linked(''.join(c['source']), file, self.there) for c in cells if c['cell_type'] == 'markdown')
         else:
             text = '# vfassoc\n\nVoice-face association: a research book that runs, and its library.'
-        own = [self.there[self.root/p] for p in PAGES if (self.root/p).is_file()]
+        own = [f'{p.removesuffix(".md")} </{self.there[self.root/p]}>' for p in PAGES if (self.root/p).is_file()]
         text += self.tree('The project', own) + self.tree('Reference', ['api/index.md'])
         for part in self.parts:
             caption = re.sub(r'^(\d+)_', r'\1 · ', part.name).replace('_', ' ')
@@ -178,8 +178,8 @@ class Stage:
 
     @staticmethod
     def tree(caption:str, docs:list[str]) -> str:
-        "A hidden toctree: one section of the sidebar."
-        return f'\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(f'/{d}' for d in docs) + '\n```\n'
+        "A hidden toctree: one section of the sidebar. An entry is a document or `title </document>`."
+        return f'\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(d if d.endswith('>') else f'/{d}' for d in docs) + '\n```\n'
 
 
 class _Links(HTMLParser):

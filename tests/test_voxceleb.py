@@ -208,13 +208,12 @@ def test_wens_lists_are_read_and_accounted_for(published):
         resolve_lists(match, voices, faces, names)
 
 
-# ---- the README, on a tree of the published shape
+# ---- the page on VoxCeleb1, on a tree of the published shape
 
-def readme_blocks(title):
-    "The commands of a section of the README."
-    section = (ROOT/'README.md').read_text().split(f'## {title}')[1].split('\n## ')[0]
-    return [[line.split(' #')[0].strip() for line in block.split('```')[0].strip().split('\n')]
-            for block in section.split('```\n')[1::2]]
+def page_blocks(page):
+    "The commands of a page, block by block."
+    blocks = (ROOT/page).read_text().split('```\n')[1::2]
+    return [[line.split(' #')[0].strip() for line in block.strip().split('\n')] for block in blocks]
 
 
 def excerpt(published, out, chosen, most=60):
@@ -277,11 +276,11 @@ def small(published, tmp_path_factory):
     return d, inside
 
 
-def test_the_readme_section_word_for_word_ends_in_the_tables(small, published, monkeypatch, capsys):
+def test_the_page_on_voxceleb1_word_for_word_ends_in_the_tables(small, published, monkeypatch, capsys):
     d, inside = small
     monkeypatch.chdir(d)
     monkeypatch.setenv('VFASSOC_SETTINGS', str(d/'settings.ini'))
-    first, rehearsal, published_recipes, faa = readme_blocks('VoxCeleb1, as published')
+    first, rehearsal, published_recipes, faa = page_blocks('VOXCELEB1.md')
     shutil.copytree(published[0]/'seeking-the-shape-of-sound', d/'data/faa-tables')
     said = {}
     for line in first + rehearsal:
