@@ -255,7 +255,7 @@ class FakeSource:
     "Two kinds of vectors, made as they are asked for."
     def __init__(self, rows, root):
         self.manifest, self.features, self.data, self.rows = self, None, type(
-            'Data', (), dict(seconds=1., size=32)), rows
+            'Data', (), dict(crop_seconds=1., face_size=32)), rows
         self.root, self.hash = root, 'f'*8
 
     def media(self, kind, split=None, *a, start=0, **kw):
