@@ -1,5 +1,5 @@
 "The house rules: which module may know which, what a notebook looks like, what the library never does."
-import ast, base64, re, sys
+import ast, base64, json, re, subprocess, sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -308,6 +308,74 @@ def test_report_form_notices(nb, word): assert any(word in b for b in report_fau
 
 def test_report_form_allows():
     assert not report_faults(_notebook('', HEAD[1], _parameters("runs = ['a=b'] # folders\nexamples = 4\ntitle = None"), 'f(runs)'))
+
+# ---- room to breathe: 120 columns, one statement per line, no lambda with a name, functions of at most 40 lines
+
+# files that do not keep the rule yet: names leave this list, none joins it
+DENSE = set("""
+nbs/01_corpus/07_source.ipynb nbs/03_synthetic/05_corpus.ipynb nbs/05_clustering/02_kmeans.ipynb
+nbs/07_methods/01_base.ipynb nbs/07_methods/02_cmpc.ipynb nbs/07_methods/04_paper_vs_code.ipynb
+nbs/07_methods/06_classifier.ipynb nbs/07_methods/07_faa.ipynb nbs/07_methods/08_registry.ipynb
+nbs/08_training/01_config.ipynb nbs/08_training/02_checkpoint.ipynb nbs/08_training/03_loop.ipynb
+nbs/08_training/04_recipes.ipynb nbs/08_training/06_run.ipynb nbs/08_training/07_extract.ipynb
+nbs/09_evaluation/04_scorers.ipynb nbs/09_evaluation/05_protocol.ipynb nbs/09_evaluation/06_run.ipynb
+nbs/09_evaluation/08_published.ipynb nbs/09_evaluation/09_run_published.ipynb nbs/10_experiments/01_sweeps.ipynb
+nbs/10_experiments/02_tables.ipynb nbs/10_experiments/04_comparison.ipynb nbs/10_experiments/06_tsne.ipynb
+nbs/10_experiments/08_runner.ipynb nbs/10_experiments/09_extending.ipynb nbs/12_appendix/01_core.ipynb
+nbs/12_appendix/04_flops.ipynb nbs/reports/evaluate.ipynb nbs/reports/rho_histogram.ipynb nbs/reports/train.ipynb
+nbs/reports/voxceleb1.ipynb vfassoc/__main__.py vfassoc/cli.py vfassoc/clustering/nearest.py vfassoc/core.py
+vfassoc/corpus/audio.py vfassoc/corpus/features.py vfassoc/corpus/layout.py vfassoc/corpus/manifest.py
+vfassoc/corpus/packed.py vfassoc/corpus/source.py vfassoc/demo.py vfassoc/evaluation/protocol.py
+vfassoc/evaluation/run_published.py vfassoc/evaluation/scorers.py vfassoc/evaluation/trials.py
+vfassoc/experiments/comparison.py vfassoc/experiments/diagnostics.py vfassoc/experiments/plots.py
+vfassoc/experiments/results.py vfassoc/experiments/runner.py vfassoc/experiments/sweeps.py
+vfassoc/experiments/tables.py vfassoc/experiments/tsne.py vfassoc/losses/prototype.py vfassoc/losses/released_cmpc.py
+vfassoc/methods/base.py vfassoc/methods/registry.py vfassoc/models/inception.py vfassoc/models/two_tower.py
+vfassoc/synthetic/corpus.py vfassoc/synthetic/voice.py vfassoc/training/checkpoint.py vfassoc/training/config.py
+vfassoc/training/flops.py vfassoc/training/recipes.py vfassoc/training/run.py
+""".split())
+
+# functions that may be longer, by name
+LONG = set("""
+cli.parser core.claim corpus.features.load_features training.run.train
+""".split())
+
+def dense(paths) -> dict[Path, str]:
+    "Files with a line over 120 columns, two statements in a line or a lambda with a name -> the first such place."
+    rules = ['--isolated', '--no-cache', '--select', 'E501,E702,E731', '--line-length', '120', '--output-format', 'json']
+    r = subprocess.run([sys.executable, '-m', 'ruff', 'check', *rules, *map(str, paths)], capture_output=True, text=True)
+    assert r.returncode in (0, 1), r.stderr
+    places = {}
+    for d in json.loads(r.stdout):
+        cell = f'cell {d["cell"]}, ' if d.get('cell') else ''
+        places.setdefault(Path(d['filename']), f'{cell}line {d["location"]["row"]}: {d["code"]} {d["message"]}')
+    return places
+
+def test_lines_have_room():
+    paths = [p for p in (*modules(), *notebooks()) if p.name != '_modidx.py' and not is_index(p)]
+    found = {str(p.relative_to(ROOT)): why for p, why in dense([ROOT/p for p in paths]).items()}
+    assert {p: why for p, why in found.items() if p not in DENSE} == {}
+
+@pytest.mark.parametrize('line, code', [('x = "' + 'a'*120 + '"', 'E501'), ('x = 1; y = 2', 'E702'), ('f = lambda x: x', 'E731')])
+def test_line_rule_notices(tmp_path, line, code):
+    (tmp_path/'a.py').write_text(f'{line}\n')
+    nbformat.write(_notebook(*HEAD, line), tmp_path/'b.ipynb')
+    (tmp_path/'good.py').write_text('x = 1\n')
+    assert {p.name: why.split(': ')[1][:4] for p, why in dense(sorted(tmp_path.iterdir())).items()} == {'a.py': code, 'b.ipynb': code}
+
+def long_functions(source:str, most:int=40) -> list[str]:
+    "Names of the functions of `source` that have more than `most` lines."
+    defs = [n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    return [n.name for n in defs if n.end_lineno - n.lineno + 1 > most]
+
+def test_functions_fit_on_a_screen():
+    found = {f'{module_name(p)}.{name}' for p in modules() for name in long_functions((ROOT/p).read_text())}
+    assert found - LONG == set(), 'split it, or name it in LONG'
+
+def test_function_rule_notices():
+    body = '\n'.join('    x = 1' for _ in range(40))
+    assert long_functions(f'def f():\n{body}') == ['f'] and long_functions(f'class A:\n  async def g():\n{body}') == ['g']
+    assert long_functions(f'def f():\n{body}'.replace('    x = 1', '', 1)) == ['f'] and not long_functions('def f():\n' + body[:-10])
 
 # ---- what the library never does
 
