@@ -134,7 +134,8 @@ class Stage:
         for c in nb['cells']:
             if c['cell_type'] == 'code': c['outputs'] = [o for o in c['outputs'] if o.get('name') != 'stderr']
         nb['cells'] = [c for c in nb['cells'] if c['cell_type'] == 'markdown' or c['outputs']]
-        return json.dumps({**nb, 'metadata': {k: v for k, v in nb['metadata'].items() if k != 'widgets'}}, ensure_ascii=False)
+        return json.dumps({**nb, 'metadata': {k: v for k, v in nb['metadata'].items() if k != 'widgets'}},
+                          ensure_ascii=False)
 
     def api(self):
         "One page for each module that has public names, and their index."
@@ -166,7 +167,8 @@ class Stage:
         file = self.root/'nbs/index.ipynb'
         if file.is_file():
             cells = json.loads(file.read_text(encoding='utf-8'))['cells']
-            text = '\n\n'.join(linked(''.join(c['source']), file, self.there) for c in cells if c['cell_type'] == 'markdown')
+            text = '\n\n'.join(linked(''.join(c['source']), file, self.there) for c in cells if c['cell_type'] ==
+                               'markdown')
         else:
             text = '# vfassoc\n\nVoice-face association: a research book that runs, and its library.'
         own = [f'{p.removesuffix(".md")} </{self.there[self.root/p]}>' for p in PAGES if (self.root/p).is_file()]
@@ -179,7 +181,8 @@ class Stage:
     @staticmethod
     def tree(caption:str, docs:list[str]) -> str:
         "A hidden toctree: one section of the sidebar. An entry is a document or `title </document>`."
-        return f'\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(d if d.endswith('>') else f'/{d}' for d in docs) + '\n```\n'
+        return f'\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(d if d.endswith('>') else f'/{d}'
+                                                                                    for d in docs) + '\n```\n'
 
 
 class _Links(HTMLParser):
@@ -248,7 +251,9 @@ def main() -> int:
     p.add_argument('--runs', type=Path, default=ROOT/'runs', help="folder with the demo's runs (default: runs)")
     a = p.parse_args()
     there = all((a.runs/r/'metrics.json').is_file() for r in DEMO_RUNS)
-    if not there: print(f'book: no runs of the demo in {a.runs}: reports are shown unexecuted; `make demo` makes them', file=sys.stderr)
+    if not there:
+        print(f'book: no runs of the demo in {a.runs}: reports are shown unexecuted; `make demo` makes them',
+              file=sys.stderr)
     return build(a.output.resolve(), a.runs.resolve() if there else None)
 
 

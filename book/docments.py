@@ -44,11 +44,13 @@ def table(obj) -> list[str]:
         if name in ('self', 'cls') or not d.get('docment') and name == 'return': continue
         value = default_text(d.get('default', EMPTY)) if name != 'return' else ''
         kind = type_name(d.get('anno'))
-        cells = [f'**{name}**' if name == 'return' else f'``{name}``', f'``{kind}``' if kind else '', f'``{value}``' if value else '',
+        cells = [f'**{name}**' if name == 'return' else f'``{name}``', f'``{kind}``' if kind else '',
+                 f'``{value}``' if value else '',
                  prose(d.get('docment') or '')]
         out += [f'   * - {cells[0]}'] + [f'     - {c}'.rstrip() for c in cells[1:]]
     if not out: return []
-    return ['', '.. list-table::', '   :header-rows: 1', '   :class: docments', '', '   * - name', '     - type', '     - default',
+    return ['', '.. list-table::', '   :header-rows: 1', '   :class: docments', '', '   * - name', '     - type',
+            '     - default',
             '     - meaning', *out, '']
 
 

@@ -28,7 +28,8 @@ def copy_to(folder) -> Path:
 
 def call(*cmd, cwd, **env) -> str:
     "Run a command with this environment's programs first on the PATH; its output, or an error that shows it."
-    base = {k: v for k,v in os.environ.items() if k not in ('PYTHONPATH', 'VFASSOC_SETTINGS') and not k.startswith('GIT_')}
+    base = {k: v for k,v in os.environ.items() if k not in ('PYTHONPATH', 'VFASSOC_SETTINGS')
+            and not k.startswith('GIT_')}
     r = subprocess.run([str(c) for c in cmd], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                        env={**base, 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}', **env})
     assert r.returncode == 0, f'{" ".join(map(str, cmd))}: exit status {r.returncode}\n{r.stdout}'

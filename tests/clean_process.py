@@ -5,7 +5,8 @@ spares the seconds in which torch is imported. It can be killed as any other."""
 import contextlib, multiprocessing, os, socket, sys
 
 CONTEXT = multiprocessing.get_context('forkserver')
-CONTEXT.set_forkserver_preload(['pandas', 'pytest', 'torch', 'vfassoc.models.two_tower', 'vfassoc.methods.registry', 'vfassoc.training.loop'])
+CONTEXT.set_forkserver_preload(['pandas', 'pytest', 'torch', 'vfassoc.models.two_tower', 'vfassoc.methods.registry',
+                                'vfassoc.training.loop'])
 
 
 def _enter(function, args, env, said):
@@ -24,7 +25,8 @@ def run_all(calls, folder, timeout=300):
     "Run each of `calls`, (function of a module, arguments, variables of the environment), at the same time; exit statuses and outputs."
     folder.mkdir(parents=True, exist_ok=True)
     said = [folder/f'said{k}.txt' for k in range(len(calls))]
-    ps = [CONTEXT.Process(target=_enter, args=(fn, args, {**os.environ, 'CUDA_VISIBLE_DEVICES': '', **env}, str(to))) for (fn, args, env), to in zip(calls, said)]
+    ps = [CONTEXT.Process(target=_enter, args=(fn, args, {**os.environ, 'CUDA_VISIBLE_DEVICES': '', **env}, str(to)))
+          for (fn, args, env), to in zip(calls, said)]
     with contextlib.ExitStack() as end:
         for p in ps:
             p.start()

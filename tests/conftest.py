@@ -5,9 +5,11 @@ import pytest
 from filelock import FileLock
 
 # begun first; the others follow in their order
-LONGEST = ['test_voxceleb', 'test_faa', 'test_cmpc_reports', 'test_reports', 'test_book', 'test_grid', 'test_wheel', 'test_training', 'test_pages', 'test_evaluation']
+LONGEST = ['test_voxceleb', 'test_faa', 'test_cmpc_reports', 'test_reports', 'test_book', 'test_grid', 'test_wheel',
+           'test_training', 'test_pages', 'test_evaluation']
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: # a shell that starts the tests in the background lets them ignore Ctrl-C
+# a shell that starts the tests in the background lets them ignore Ctrl-C
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

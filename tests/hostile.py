@@ -9,11 +9,16 @@ def unsafe(html:str) -> list[str]:
     policy = soup.find('meta', attrs={'http-equiv': 'Content-Security-Policy'})
     rules = dict((r.split()[0], r.split()[1:]) for r in policy['content'].split(';')) if policy else {}
     if rules.get('default-src') != ["'none'"]: bad.append(f'no policy that starts from nothing: {rules}')
-    if rules.keys() & {'script-src', 'script-src-elem', 'script-src-attr', 'frame-src', 'connect-src', 'object-src', 'child-src', 'worker-src'}: bad.append(f'the policy opens a door: {rules}')
+    if rules.keys() & {'script-src', 'script-src-elem', 'script-src-attr', 'frame-src', 'connect-src', 'object-src',
+                       'child-src', 'worker-src'}:
+        bad.append(f'the policy opens a door: {rules}')
     bad += [f'{k}: {v}' for k in ('img-src', 'media-src', 'font-src') for v in rules.get(k, []) if v != 'data:']
-    if policy and policy.find_previous(['script', 'link', 'style', 'title', 'img']): bad.append('something stands before the policy')
+    if policy and policy.find_previous(['script', 'link', 'style', 'title', 'img']):
+        bad.append('something stands before the policy')
     bad += [str(t)[:60] for t in soup(['script', 'iframe', 'object', 'embed', 'form', 'base', 'link'])]
     bad += [f'{t.name} {a}' for t in soup(True) for a in t.attrs if a.startswith('on') or a == 'srcdoc']
-    bad += [f'{t.name} {a}={t[a][:60]}' for t in soup(True) for a in ('src', 'poster', 'data') if t.get(a) and not t[a].startswith('data:')]
-    bad += [f'link to {t["href"][:60]}' for t in soup('a', href=True) if t['href'].lower().strip().startswith(('javascript', 'data'))]
+    bad += [f'{t.name} {a}={t[a][:60]}' for t in soup(True) for a in ('src', 'poster', 'data') if t.get(a)
+            and not t[a].startswith('data:')]
+    bad += [f'link to {t["href"][:60]}' for t in soup('a', href=True)
+            if t['href'].lower().strip().startswith(('javascript', 'data'))]
     return bad

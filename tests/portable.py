@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CORES, CAPABILITIES, THREADS = ('unset', 'Haswell', 'SkylakeX', 'Zen', 'Prescott'), ('default', 'avx2', 'avx512'), ('1', '2')
+CORES, CAPABILITIES, THREADS = ('unset', 'Haswell', 'SkylakeX', 'Zen',
+                                'Prescott'), ('default', 'avx2', 'avx512'), ('1', '2')
 FILES = [f'tests/test_{name}.py' for name in ('losses', 'memory', 'nearest', 'clustering', 'evaluation', 'fusion')]
 # processes of their own, a corpus to draw and lists without a product take most of the time, and another kernel shows nothing new in them
 LEAVE_OUT = 'not two_processes and not other_way_of_asking and not oracle_of_the_synthetic and not verification_holds'
@@ -62,7 +63,8 @@ def chosen(only:str) -> list[tuple[str, str, str]]:
 def environment(variant) -> dict[str, str]:
     "The variables of a variant."
     core, capability, threads = variant
-    env = {k: v for k, v in os.environ.items() if k not in ('OPENBLAS_CORETYPE', 'ATEN_CPU_CAPABILITY', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')}
+    env = {k: v for k, v in os.environ.items()
+           if k not in ('OPENBLAS_CORETYPE', 'ATEN_CPU_CAPABILITY', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')}
     env |= dict(ATEN_CPU_CAPABILITY=capability, OMP_NUM_THREADS=threads, OMP_WAIT_POLICY='PASSIVE', MPLBACKEND='Agg')
     return env | ({} if core == 'unset' else {'OPENBLAS_CORETYPE': core})
 
@@ -72,17 +74,23 @@ def run(variant, extra:list[str]) -> Outcome:
     if why := cannot(variant, flags(), os.cpu_count() or 1): return Outcome('skipped', note=why)
     start, env = time.monotonic(), environment(variant)
     look = subprocess.run([sys.executable, '-c', LOOK], env=env, cwd=ROOT, capture_output=True, text=True)
-    if look.returncode: return Outcome('FAILED', note=(look.stderr.strip().splitlines() or ['no word'])[-1], seconds=time.monotonic() - start)
+    if look.returncode:
+        return Outcome('FAILED', note=(look.stderr.strip().splitlines() or ['no word'])[-1],
+                       seconds=time.monotonic() - start)
     seen = json.loads(look.stdout)
     kernels = f"{'+'.join(seen['blas'])}, {seen['torch']}, {seen['threads']}"
     if seen['torch'].lower() != variant[1] or seen['threads'] != int(variant[2]):
         return Outcome('FAILED', kernels, 'torch does not use what it was told to', time.monotonic() - start)
     with tempfile.TemporaryDirectory(prefix='portable-') as tmp:
-        command = [sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '--basetemp', f'{tmp}/base', *FILES, *extra]
+        command = [sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '--basetemp', f'{tmp}/base', *FILES,
+                   *extra]
         done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.strip()]
-    if done.returncode: print('\n'.join(f"  {'/'.join(variant)}: {line}" for line in lines if line.startswith(('FAILED', 'ERROR'))) or done.stdout[-2000:] + done.stderr[-2000:], flush=True)
-    note = next((line.strip('= ') for line in reversed(lines) if re.search(r'\d+ (passed|failed|error)', line)), f'pytest ended with {done.returncode}')
+    if done.returncode:
+        print('\n'.join(f"  {'/'.join(variant)}: {line}" for line in lines if line.startswith(('FAILED', 'ERROR')))
+              or done.stdout[-2000:] + done.stderr[-2000:], flush=True)
+    note = next((line.strip('= ') for line in reversed(lines) if re.search(r'\d+ (passed|failed|error)', line)),
+                f'pytest ended with {done.returncode}')
     return Outcome('FAILED' if done.returncode else 'passed', kernels, note, time.monotonic() - start)
 
 
@@ -94,7 +102,8 @@ def main(argv=None) -> int:
     args = parser.parse_args(argv)
     variants = chosen(args.only)
     if not variants:
-        print(f'portable: --only chooses no variant ({args.only}); parts are {", ".join(CORES + CAPABILITIES + THREADS)}', file=sys.stderr)
+        print(f'portable: --only chooses no variant ({args.only}); parts are '
+              f'{", ".join(CORES + CAPABILITIES + THREADS)}', file=sys.stderr)
         return 2
     if args.list:
         print('\n'.join('/'.join(v) for v in variants))
@@ -103,12 +112,16 @@ def main(argv=None) -> int:
 
     def one(variant):
         found[variant] = got = run(variant, ['-k', args.k])
-        print(f"[{len(found)}/{len(variants)}] {'/'.join(variant)}: {got.verdict}{f' in {got.seconds:.0f} s' if got.seconds else ''}; {got.note}", flush=True)
+        print(f"[{len(found)}/{len(variants)}] {'/'.join(variant)}: "
+              f"{got.verdict}{f' in {got.seconds:.0f} s' if got.seconds else ''}; {got.note}", flush=True)
 
-    for threads, workers in (('1', min(2, os.cpu_count() or 1)), ('2', 1)): # two of one thread at a time: no processor is asked twice
+    # two of one thread at a time: no processor is asked twice
+    for threads, workers in (('1', min(2, os.cpu_count() or 1)), ('2', 1)):
         with ThreadPoolExecutor(workers) as pool: list(pool.map(one, [v for v in variants if v[2] == threads]))
     print(f"\n{'variant':<22}{'kernels: OpenBLAS, torch, threads':<38}{'result':<9}{'s':>5}  remark")
-    for v in variants: print(f"{'/'.join(v):<22}{found[v].kernels or '-':<38}{found[v].verdict:<9}{found[v].seconds:>5.0f}  {found[v].note}")
+    for v in variants:
+        print(f"{'/'.join(v):<22}{found[v].kernels or '-':<38}{found[v].verdict:<9}{found[v].seconds:>5.0f}  "
+              f"{found[v].note}")
     count = {k: sum(o.verdict == k for o in found.values()) for k in ('passed', 'FAILED', 'skipped')}
     print(f"\nportable: {count['passed']} variants passed, {count['FAILED']} failed, {count['skipped']} skipped")
     return int(count['FAILED'] > 0)

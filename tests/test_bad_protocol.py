@@ -28,7 +28,8 @@ def home(tmp_path_factory):
     "24 drawn people and a run that has hardly learnt."
     home = tmp_path_factory.mktemp('protocol')
     write_corpus(home/'data/tiny', SynthConfig(**{**SYNTH, 'videos_per_identity': 2}), 1)
-    train(load_recipe('cid-demo', {'corpus': 'tiny', 'data.crop_seconds': 1., 'data.face_size': 32, 'model.dim': 8, 'train.total_samples': 16, 'train.batch_size': 8, 'train.lr_warmup': 8}),
+    train(load_recipe('cid-demo', {'corpus': 'tiny', 'data.crop_seconds': 1., 'data.face_size': 32, 'model.dim': 8,
+                                   'train.total_samples': 16, 'train.batch_size': 8, 'train.lr_warmup': 8}),
           home/'runs/cid-demo', here(home), quiet=True)
     return home
 
@@ -44,7 +45,8 @@ def moved(corpus, old, new):
     (corpus/'identity_splits.txt').write_text(''.join(f'{name} {new if n == old else n}\n' for name, n in lines))
     return [name for name, n in lines if n == old]
 
-def score(home, corpus, **changes): return evaluate_run(home/'runs/cid-demo', here(home), {**SMALL, **changes}, corpus=str(corpus))
+def score(home, corpus, **changes):
+    return evaluate_run(home/'runs/cid-demo', here(home), {**SMALL, **changes}, corpus=str(corpus))
 
 def test_seen_without_a_seen_split_is_an_error(home, capsys):
     "The command of the defect: it scored the unseen split and called it seen-heard."
@@ -57,18 +59,22 @@ def test_seen_scores_the_seen_split_and_marks_it(home, corpus):
     people = moved(corpus, '1', '3') # those whom the run was trained on
     r = score(home, corpus, protocol='seen')
     assert f'seen-heard protocol: {len(people)} of {len(people)} identities were trained on' in r.notes
-    assert r.protocol['identities'] == len(people) and read_json(home/'runs/cid-demo/provenance.json')['evaluated']['split'] == 'seen'
+    assert r.protocol['identities'] == len(people) and read_json(home/'runs/cid-demo/provenance.json')['evaluated'][
+        'split'] == 'seen'
     assert set(read_scores([home/'runs/cid-demo']).method) == {'CID, seen-heard'}
     unseen = score(home, corpus) # the test people of the same corpus: nobody of them was trained on
-    assert not any('seen-heard' in n for n in unseen.notes) and set(read_scores([home/'runs/cid-demo']).method) == {'CID'}
+    assert not any('seen-heard' in n
+                   for n in unseen.notes) and set(read_scores([home/'runs/cid-demo']).method) == {'CID'}
 
 @pytest.mark.parametrize('old', ['1', '2'])
 def test_no_other_case_is_let_through(home, corpus, old):
-    moved(corpus, '4', '3'); moved(corpus, old, '4')
+    moved(corpus, '4', '3')
+    moved(corpus, old, '4')
     with pytest.raises(RunError, match='identities were trained on') as e: score(home, corpus)
     one_line(e)
 
-@pytest.mark.parametrize('protocol, split', [('seen', 'test'), ('seen', 'train'), ('seen', 'valid'), ('unseen', 'seen')])
+@pytest.mark.parametrize('protocol, split', [('seen', 'test'), ('seen', 'train'), ('seen', 'valid'),
+                                             ('unseen', 'seen')])
 def test_protocol_and_split_go_together(protocol, split):
     assert split_of('unseen') == 'test' and split_of('seen') == 'seen' and split_of('unseen', 'valid') == 'valid'
     with pytest.raises(ConfigError, match=f"split = '{split}'"): split_of(protocol, split)
@@ -89,7 +95,8 @@ def test_a_few_too_many_are_left_out_with_a_note(home):
 
 # ---- what lists decide
 
-@pytest.mark.parametrize('key, value', [('protocol', 'seen'), ('strata', ['U']), ('same_video', 'exclude'), ('gallery', 100), ('verification_trials', 9)])
+@pytest.mark.parametrize('key, value', [('protocol', 'seen'), ('strata', ['U']), ('same_video', 'exclude'),
+                                        ('gallery', 100), ('verification_trials', 9)])
 def test_what_published_lists_decide_cannot_be_set(key, value):
     with pytest.raises(ConfigError, match=key) as e: _protocol({key: value})
     assert '--lists' in one_line(e)
@@ -106,7 +113,8 @@ def test_what_of_long_recordings_is_not_heard(home, corpus, capsys):
     assert '1 of ' in said and '90 s' in said and 'middle 1 s' in said and said in capsys.readouterr().err
     assert said in read_json(home/'runs/cid-demo/metrics.json')['notes']
     assert not any('longer than' in n for n in score(home, home/'data/tiny').notes)
-    assert 'a few seconds' in unheard(pd.DataFrame({'duration': [90.]}), None)[0] and unheard(pd.DataFrame({'duration': [60.]}), 1.) == []
+    assert 'a few seconds' in unheard(pd.DataFrame({'duration': [90.]}),
+                                      None)[0] and unheard(pd.DataFrame({'duration': [60.]}), 1.) == []
 
 # ---- commands beside a run that is there
 
@@ -115,7 +123,8 @@ def test_the_report_goes_on_from_the_run_that_is_there(home, monkeypatch):
     monkeypatch.setenv('VFASSOC_SETTINGS', str(ini(home)))
     before = (home/'runs/cid-demo/config.json').read_text()
     _, text, figures = page('train', home, recipe='cid-demo', evaluate=False)
-    assert 'demo: ' in text and '"tiny"' in text and figures and (home/'runs/cid-demo/config.json').read_text() == before
+    assert 'demo: ' in text and '"tiny"' in text and figures and (
+        home/'runs/cid-demo/config.json').read_text() == before
 
 def test_which_recipe_is_asked_for(home):
     s, run = here(home), home/'runs/cid-demo'
@@ -124,7 +133,8 @@ def test_which_recipe_is_asked_for(home):
     assert asked_recipe('cid-demo', home/'runs/new', {}, s) == load_recipe('cid-demo', {'train.seed': s.seed})
 
 def test_another_recipe_needs_another_run(home):
-    with pytest.raises(RunError, match='--run NAME') as e: train(load_recipe('cid-demo', {'corpus': 'tiny'}), home/'runs/cid-demo', here(home), quiet=True)
+    with pytest.raises(RunError, match='--run NAME') as e:
+        train(load_recipe('cid-demo', {'corpus': 'tiny'}), home/'runs/cid-demo', here(home), quiet=True)
     assert str(home/'runs/cid-demo') in one_line(e)
 
 def test_features_that_are_there_are_refused_at_once(home, monkeypatch):

@@ -44,13 +44,15 @@ def test_the_reference_has_shapes_and_meanings(site):
 
 
 def test_a_link_that_leads_nowhere_is_found(tmp_path):
-    (tmp_path/'a.html').write_text('<a href="b.html">x</a><a href="a.html#there">y</a><h1 id="here"></h1><a href="#here">z</a>')
+    (tmp_path/'a.html').write_text('<a href="b.html">x</a><a href="a.html#there">y</a><h1 id="here"></h1><a '
+                                   'href="#here">z</a>')
     assert [re.sub('.*: ', '', x) for x in build.broken_links(tmp_path)] == [
         'b.html leads to no file', 'a.html#there leads to no anchor']
 
 
 def test_a_page_that_fetches_from_elsewhere_is_found(tmp_path):
-    (tmp_path/'a.html').write_text('<script src="https://cdn.example/x.js"></script><a href="https://example.org">fine</a>')
+    (tmp_path/'a.html').write_text('<script src="https://cdn.example/x.js"></script><a '
+                                   'href="https://example.org">fine</a>')
     assert build.broken_links(tmp_path) == ['a.html: <script> fetches https://cdn.example/x.js']
 
 
@@ -58,7 +60,8 @@ def test_links_of_the_repository_become_links_of_the_site(tmp_path):
     here, chapter = tmp_path/'README.md', tmp_path/'nbs/01_a/02_b.ipynb'
     there = {chapter: '01_a/02_b.ipynb'}
     text = 'See [the *b* [1]](nbs/01_a/02_b.ipynb#part), [code](tests/x.py), [web](https://example.org).'
-    assert build.linked(text, here, there) == 'See [the *b* [1]](/01_a/02_b.ipynb#part), code (`tests/x.py`), [web](https://example.org).'
+    assert build.linked(
+        text, here, there) == 'See [the *b* [1]](/01_a/02_b.ipynb#part), code (`tests/x.py`), [web](https://example.org).'
 
 
 def test_bars_and_stars_of_docstrings_are_text():
@@ -77,14 +80,17 @@ def test_bars_and_stars_of_docstrings_are_text():
 def test_a_browser_finds_no_error_and_asks_nobody(site):
     from playwright.sync_api import sync_playwright
     chapters = sorted(site.glob('[0-9]*/*.html'))
-    visited = [site/'index.html', chapters[0], chapters[len(chapters)//2], next(c for c in chapters if 'prototype' in c.name)]
+    visited = [site/'index.html', chapters[0], chapters[len(chapters)//2],
+               next(c for c in chapters if 'prototype' in c.name)]
     complaints, foreign = [], []
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
         page = browser.new_page(viewport=dict(width=1400, height=900))
-        page.on('console', lambda m: complaints.append(f'{m.type}: {m.text}') if m.type in ('error', 'warning') else None)
+        page.on('console', lambda m: complaints.append(f'{m.type}: {m.text}') if m.type in ('error', 'warning')
+                else None)
         page.on('pageerror', lambda e: complaints.append(str(e)))
-        page.on('request', lambda r: foreign.append(r.url) if not r.url.startswith(('file:', 'data:', 'blob:')) else None)
+        page.on('request', lambda r: foreign.append(r.url) if not r.url.startswith(('file:', 'data:', 'blob:'))
+                else None)
         for file in visited:
             page.goto(file.as_uri())
             assert page.locator('h1').first.inner_text()

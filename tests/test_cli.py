@@ -7,7 +7,8 @@ import pytest
 from vfassoc.cli import main
 from vfassoc.core import read_json
 
-TINY = ['--set', 'data.crop_seconds=1.0', '--set', 'data.face_size=32', '--set', 'model.dim=16', '--set', 'train.total_samples=64', '--set', 'train.batch_size=8',
+TINY = ['--set', 'data.crop_seconds=1.0', '--set', 'data.face_size=32', '--set', 'model.dim=16', '--set',
+        'train.total_samples=64', '--set', 'train.batch_size=8',
         '--set', 'train.lr_warmup=8']
 
 
@@ -43,7 +44,8 @@ def test_main_job_by_command(settings, capsys):
     assert code == 0 and 'CID' in out and 'chance' in out.lower()
     scores = pd.DataFrame(read_json(settings/'runs/first/metrics.json')['scores'])
     assert set(scores.task) == {'verification', 'matching', 'retrieval'} and scores.value.between(0, 1).all()
-    again, _, err = call(capsys, 'train', 'cid-demo', '--corpus', 'mine', '--run', 'first', *TINY, '--set', 'train.peak_lr=0.002')
+    again, _, err = call(capsys, 'train', 'cid-demo', '--corpus', 'mine', '--run', 'first', *TINY, '--set',
+                         'train.peak_lr=0.002')
     assert again == 2
     one_line(err, 'first', 'train.peak_lr', '0.002')
 

@@ -21,8 +21,10 @@ def settings(grid, monkeypatch): monkeypatch.setenv('VFASSOC_SETTINGS', str(grid
 
 
 def test_ablation(grid, tmp_path):
-    soup, text, figures = page('ablation_cmpc', tmp_path, grid=str(grid/'runs/g'), variants=['CID', '+ prototypes', 'CMPC', 'CMPC as released'], title='Tiny')
-    scores = tables.read_scores([grid/'runs/g'/v/f'seed{s}' for v in ('cid', 'prototypes', 'cmpc', 'cmpc-as-released') for s in (0, 1)])
+    soup, text, figures = page('ablation_cmpc', tmp_path, grid=str(grid/'runs/g'),
+                               variants=['CID', '+ prototypes', 'CMPC', 'CMPC as released'], title='Tiny')
+    scores = tables.read_scores([grid/'runs/g'/v/f'seed{s}' for v in ('cid', 'prototypes', 'cmpc', 'cmpc-as-released')
+                                 for s in (0, 1)])
     mean = scores.query('method == "CMPC" and metric == "auc" and stratum == "G"').value.mean()
     assert f'{100*mean:.1f}' in text and 'CMPC (2 seeds)' in text and 'CMPC as released (2 seeds)' in text and 'Tiny' in text
     d = paired_differences(scores, 'CID').query('method == "CMPC" and metric == "auc" and stratum == "G"').iloc[0]
@@ -31,13 +33,15 @@ def test_ablation(grid, tmp_path):
 
 
 def test_ablation_says_what_is_missing(grid, tmp_path):
-    with pytest.raises(RunError, match="g: no finished run of 'CMCP'; it has: CID"): run_report('ablation_cmpc', tmp_path/'a', dict(grid=str(grid/'runs/g'), variants=['CMCP']), quiet=True)
+    with pytest.raises(RunError, match="g: no finished run of 'CMCP'; it has: CID"):
+        run_report('ablation_cmpc', tmp_path/'a', dict(grid=str(grid/'runs/g'), variants=['CMCP']), quiet=True)
 
 
 def test_rho_histogram(grid, tmp_path):
     runs = [str(grid/'runs/g/cmpc'/f'seed{s}') for s in (0, 1)]
     soup, text, figures = page('rho_histogram', tmp_path, runs=runs, examples=3, seconds=1.)
-    assert len(soup.select('audio source[src^="data:audio/wav"]')) == 3 and {'rho.png', 'auroc.png', 'rho-a.png', 'rho-b.png', 'rho-c.png'} <= figures
+    assert len(soup.select('audio source[src^="data:audio/wav"]')) == 3 and {'rho.png', 'auroc.png', 'rho-a.png',
+                                                                             'rho-b.png', 'rho-c.png'} <= figures
     videos, _ = training_videos(runs[0], here(grid))
     shown = int(re.search(r'Epoch (\d+), mean over 2 run', text)[1])
     mean = np.mean([rho_table(read_traces(r), videos.deviate).set_index('epoch').rho[shown] for r in runs])
@@ -49,7 +53,8 @@ def test_rho_histogram(grid, tmp_path):
 
 
 def test_rho_histogram_of_a_run_without_prototypes(grid, tmp_path):
-    with pytest.raises(RunError, match='no epoch had prototypes'): run_report('rho_histogram', tmp_path/'a', dict(runs=[str(grid/'runs/g/cid/seed0')]), quiet=True)
+    with pytest.raises(RunError, match='no epoch had prototypes'):
+        run_report('rho_histogram', tmp_path/'a', dict(runs=[str(grid/'runs/g/cid/seed0')]), quiet=True)
 
 
 def test_a_run_without_traces(grid, tmp_path):
@@ -61,8 +66,10 @@ def test_a_run_without_traces(grid, tmp_path):
 def test_tsne(grid, tmp_path):
     runs = [str(grid/'runs/g'/v/'seed0') for v in ('cid', 'cmpc', 'supervised')]
     soup, text, figures = page('tsne', tmp_path, runs=runs, people=4, items=3)
-    assert figures == {'tsne.png'} and len(soup.select('td')) > 24 and 'the 4 on the map' in text and 'all test people' in text
-    with pytest.raises(RunError, match='the map wants 99'): run_report('tsne', tmp_path/'b', dict(runs=runs, people=99), quiet=True)
+    assert figures == {'tsne.png'} and len(
+        soup.select('td')) > 24 and 'the 4 on the map' in text and 'all test people' in text
+    with pytest.raises(RunError, match='the map wants 99'):
+        run_report('tsne', tmp_path/'b', dict(runs=runs, people=99), quiet=True)
 
 
 def test_claims(grid, tmp_path):
@@ -91,9 +98,11 @@ def only(grid, folder, variants):
     (['CMPC, 2 shots'], ['CID', 'CMPC', 'few prototypes'], set()),
 ])
 def test_claims_with_what_a_grid_has(grid, tmp_path, variants, missing, figures):
-    soup, text, drawn = page('claims_cmpc', tmp_path, grid=only(grid, tmp_path/'part', variants), cmpc='CMPC', coarse='few prototypes')
+    soup, text, drawn = page('claims_cmpc', tmp_path, grid=only(grid, tmp_path/'part', variants), cmpc='CMPC',
+                             coarse='few prototypes')
     assert drawn == figures
-    rows = {tr.th.get_text(): [td.get_text() for td in tr.select('td')] for tr in soup.select('table')[0].select('tbody tr')}
+    rows = {tr.th.get_text(): [td.get_text() for td in tr.select('td')]
+            for tr in soup.select('table')[0].select('tbody tr')}
     assert all(set(rows[m]) == {'–'} for m in missing) and '; '.join(missing) in text
     assert all(any(c != '–' for c in rows[f'{v} (2 seeds)']) for v in variants)
 
@@ -101,16 +110,21 @@ def test_claims_with_what_a_grid_has(grid, tmp_path, variants, missing, figures)
 @pytest.mark.parametrize('name', ['claims_faa', 'ablation_faa'])
 def test_reports_of_faa_on_a_grid_without_it(grid, tmp_path, name):
     "Every claim says that its variants are not there."
-    asked = dict(grid=str(grid/'runs/g'), **(dict(variants=['FAA', 'CID'], baseline='multi-similarity') if name == 'ablation_faa' else {}))
+    asked = dict(grid=str(grid/'runs/g'), **(dict(variants=['FAA', 'CID'], baseline='multi-similarity') if name ==
+                                             'ablation_faa' else {}))
     soup, text, drawn = page(name, tmp_path, **asked)
     rows = {tr.th.get_text(): [td.get_text() for td in tr.select('td')] for tr in soup.select('tbody tr') if tr.th}
-    assert set(rows['FAA']) == {'–'} and 'CID (2 seeds)' in rows and 'differences.png' not in drawn and not any(f.startswith('claim') for f in drawn)
+    assert set(rows['FAA']) == {'–'} and 'CID (2 seeds)' in rows and 'differences.png' not in drawn and not any(
+        f.startswith('claim') for f in drawn)
 
 
 def test_train(grid, tmp_path):
     changes = {**tiny().changes, 'method.num_prototypes': [4, 8], 'method.cid_samples': 32}
-    small = dict(recipe='cmpc-demo', run=str(tmp_path/'run'), changes=changes, protocol=dict(replicates=100, verification_trials=200, matching_trials=100, candidates=[2]))
+    small = dict(recipe='cmpc-demo', run=str(tmp_path/'run'), changes=changes,
+                 protocol=dict(replicates=100, verification_trials=200, matching_trials=100, candidates=[2]))
     soup, text, figures = page('train', tmp_path, **small)
-    assert '12 steps done' in text and figures == {'training.png', 'method.png'} and len(pd.read_csv(tmp_path/'run/history.csv')) == 3
-    auc = next(s['value'] for s in read_json(tmp_path/'run/metrics.json')['scores'] if (s['metric'], s['stratum']) == ('auc', 'U'))
+    assert '12 steps done' in text and figures == {'training.png',
+                                                   'method.png'} and len(pd.read_csv(tmp_path/'run/history.csv')) == 3
+    auc = next(s['value'] for s in read_json(tmp_path/'run/metrics.json')['scores'] if (s['metric'], s['stratum']) ==
+               ('auc', 'U'))
     assert f'{100*auc:.1f}' in text and 'checkpoint_every' in text

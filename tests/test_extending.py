@@ -14,7 +14,8 @@ from vfassoc.training import checkpoint
 from vfassoc.training.recipes import load_recipe
 from vfassoc.training.run import load_run, train
 
-SMALL = {'corpus': 'tiny', 'data.crop_seconds': 1., 'data.face_size': 32, 'model.dim': 8, 'train.total_samples': 16, 'train.batch_size': 8,
+SMALL = {'corpus': 'tiny', 'data.crop_seconds': 1., 'data.face_size': 32, 'model.dim': 8, 'train.total_samples': 16,
+         'train.batch_size': 8,
          'train.lr_warmup': 8}
 WATCHED = []
 
@@ -40,7 +41,8 @@ def trained(home):
 
 def test_an_evaluation_opens_the_run_once(home, trained, monkeypatch):
     checkpoints, real = [], checkpoint.safe_open
-    monkeypatch.setattr(checkpoint, 'safe_open', lambda path, *a, **k: checkpoints.append(str(path)) or real(path, *a, **k))
+    monkeypatch.setattr(checkpoint, 'safe_open', lambda path, *a,
+                        **k: checkpoints.append(str(path)) or real(path, *a, **k))
     WATCHED.append([])
     try: result = evaluate_run(trained, here(home), PROTOCOL)
     finally: opened = WATCHED.pop()
@@ -111,30 +113,36 @@ def package(tmp_path_factory):
     (folder/'outside-1.0.dist-info').mkdir()
     (folder/'outside-1.0.dist-info/METADATA').write_text('Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n')
     (folder/'outside-1.0.dist-info/entry_points.txt').write_text(
-        '[vfassoc.methods]\nhinge-by-entry-point = outside.methods:Hinge\n[vfassoc.encoders]\nr18 = outside.encoders:pair\n')
+        '[vfassoc.methods]\nhinge-by-entry-point = outside.methods:Hinge\n[vfassoc.encoders]\nr18 = '
+        'outside.encoders:pair\n')
     return folder
 
 
 def vfassoc(home, package, *args):
     env = {**os.environ, 'VFASSOC_SETTINGS': str(ini(home)), 'PYTHONPATH': str(package), 'OMP_NUM_THREADS': '1'}
-    return subprocess.run([sys.executable, '-m', 'vfassoc', *args], env=env, cwd=home, capture_output=True, text=True, timeout=600)
+    return subprocess.run([sys.executable, '-m', 'vfassoc', *args], env=env, cwd=home, capture_output=True, text=True,
+                          timeout=600)
 
 
 def test_a_grid_of_a_method_and_an_encoder_from_outside(home, package):
     "Workers are fresh processes; the scores are read by a process of its own, too."
     changes = {**SMALL, 'method.margin': .4}
-    grid = dict(recipe='cmpc-demo', variants={'small': {}, 'resnet18': {'model.encoder': 'outside.encoders:pair'}}, seeds=[0],
+    grid = dict(recipe='cmpc-demo', variants={'small': {}, 'resnet18': {'model.encoder': 'outside.encoders:pair'}},
+                seeds=[0],
                 changes=changes, evaluate=PROTOCOL)
     grid['variants'] = {k: {**v, 'recipe': str(home/'outside.json')} for k, v in grid['variants'].items()}
-    recipe = dict(name='Hinge', corpus='tiny', data={}, model=dict(projection='none'), method=dict(name='outside.methods:Hinge'), train={})
+    recipe = dict(name='Hinge', corpus='tiny', data={}, model=dict(projection='none'),
+                  method=dict(name='outside.methods:Hinge'), train={})
     (home/'outside.json').write_text(json.dumps(recipe))
     (home/'g.json').write_text(json.dumps(grid))
     out = vfassoc(home, package, 'grid', 'g.json', '--jobs', '2')
     assert out.returncode == 0 and '2 of 2 cells finished' in out.stdout, out.stderr[-2000:]
     assert 'method: name = outside.methods:Hinge: imports outside.methods' in out.stderr
     config = read_json(home/'runs/g/resnet18/seed0/config.json')
-    assert 'outside.methods:Hinge' in json.dumps(config['method']) and 'outside.encoders:pair' in json.dumps(config['model'])
-    out = vfassoc(home, package, 'evaluate', str(home/'runs/g/resnet18/seed0'), *(x for k, v in PROTOCOL.items() for x in ('--set', f'{k}={json.dumps(v)}')))
+    assert 'outside.methods:Hinge' in json.dumps(config['method']) and 'outside.encoders:pair' in json.dumps(
+        config['model'])
+    out = vfassoc(home, package, 'evaluate', str(home/'runs/g/resnet18/seed0'),
+                  *(x for k, v in PROTOCOL.items() for x in ('--set', f'{k}={json.dumps(v)}')))
     assert out.returncode == 0 and 'resnet18' in out.stdout, out.stderr[-2000:]
 
 
@@ -142,7 +150,8 @@ def test_entry_points_are_names(package, monkeypatch):
     monkeypatch.syspath_prepend(str(package))
     r = load_recipe('demo', {'method': {'name': 'hinge-by-entry-point', 'margin': .2}, 'model.encoder': 'r18'})
     assert r.model.spec.min_face_size == 32
-    with pytest.raises(ConfigError, match='margins'): load_recipe('demo', {'method': {'name': 'hinge-by-entry-point', 'margins': .2}})
+    with pytest.raises(ConfigError, match='margins'):
+        load_recipe('demo', {'method': {'name': 'hinge-by-entry-point', 'margins': .2}})
 
 
 def test_an_alignment_loss_from_outside_is_the_one_that_is_taken(package, monkeypatch):
@@ -150,13 +159,16 @@ def test_an_alignment_loss_from_outside_is_the_one_that_is_taken(package, monkey
     model = VoiceFaceModel(ModelConfig('linear', dim=4, voice_dim=3, face_dim=3, projection='none'))
     v = torch.nn.functional.normalize(torch.randn(6, 4), dim=1)
     for name, sign in (('pull', -1), ('push', 1)):
-        method = build_method({'name': 'faa', 'alignment_loss': f'outside.losses:{name}', 'use_fusion': False, 'margin': .5}, model, 6)
+        method = build_method({'name': 'faa', 'alignment_loss': f'outside.losses:{name}', 'use_fusion': False,
+                               'margin': .5}, model, 6)
         assert torch.allclose(method.loss(v, v.roll(1, 0), torch.arange(6))[0], .5*(1 + sign*(v*v.roll(1, 0)).sum(1)))
 
 
 @pytest.mark.parametrize('change, where, value', [
-    ({'method': {'name': 'sid'}}, 'method: name', "'sid'"), ({'method': {'name': 'no.such:Method'}}, 'method: name', "'no.such:Method'"),
-    ({'method': {'name': 'math:hypot'}}, 'method: name', "'math:hypot'"), ({'method': {'name': ['cid']}}, 'method: name', 'cid'),
+    ({'method': {'name': 'sid'}}, 'method: name', "'sid'"),
+    ({'method': {'name': 'no.such:Method'}}, 'method: name', "'no.such:Method'"),
+    ({'method': {'name': 'math:hypot'}}, 'method: name', "'math:hypot'"),
+    ({'method': {'name': ['cid']}}, 'method: name', 'cid'),
     ({'model.encoder': 'resnet19'}, 'model: ', "'resnet19'"), ({'model.encoder': 'math:pi'}, 'model: ', "'math:pi'"),
     ({'method': {'name': 'faa', 'alignment_loss': 'triplets'}}, 'method faa: ', "'triplets'")])
 def test_a_name_that_stands_for_nothing_is_one_line(change, where, value):

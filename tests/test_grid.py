@@ -33,15 +33,18 @@ def test_an_interrupted_command_goes_on_and_skips_what_is_done(tmp_path):
     (tmp_path/'g.json').write_text(json.dumps(to_dict(tiny(('CID', 'CMPC')))))
     env = {**os.environ, 'VFASSOC_SETTINGS': str(ini(tmp_path)), 'OMP_NUM_THREADS': '1'}
     call = [sys.executable, '-m', 'vfassoc', 'sweep', str(tmp_path/'g.json'), '--jobs', '2', '--set', 'seeds=[0, 1]']
-    p = subprocess.Popen(call, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+    p = subprocess.Popen(call, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                         start_new_session=True)
     assert 'done' in p.stdout.readline()
     os.killpg(p.pid, signal.SIGKILL)
     p.wait()
     finished = [m for m in (tmp_path/'runs/g').rglob('metrics.json')]
     assert 1 <= len(finished) < 4, 'killed too late to show anything'
     before = {f.parent: (f.parent/'checkpoints/last.safetensors').read_bytes() for f in finished}
-    out = subprocess.run([*call[:-3], '1', *call[-2:]], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert out.returncode == 0 and '4 of 4 cells finished' in out.stdout and out.stdout.count('finished before') >= len(finished), out.stderr[-2000:]
+    out = subprocess.run([*call[:-3], '1', *call[-2:]], env=env, cwd=tmp_path, capture_output=True, text=True,
+                         timeout=300)
+    assert out.returncode == 0 and '4 of 4 cells finished' in out.stdout and out.stdout.count('finished before') >= len(
+        finished), out.stderr[-2000:]
     assert all((run/'checkpoints/last.safetensors').read_bytes() == b for run, b in before.items())
     assert len(grid_runs(tmp_path/'runs/g')) == 4
 
@@ -58,15 +61,18 @@ def test_parallel_cells_equal_cells_one_by_one(cmpc_grid, tmp_path):
 def test_dask_hands_out_the_cells(tmp_path):
     distributed = pytest.importorskip('distributed')
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        t = run_grid(tiny(('CID', 'CMPC')), tmp_path/'runs'/'g', here(tmp_path), jobs=2, scheduler=cluster.scheduler_address, say=lambda line: None)
+        t = run_grid(tiny(('CID', 'CMPC')), tmp_path/'runs'/'g', here(tmp_path), jobs=2,
+                     scheduler=cluster.scheduler_address, say=lambda line: None)
     assert set(t.result) == {'done'} and len(grid_runs(tmp_path/'runs/g')) == 2
 
 
 def test_a_failing_cell_is_a_line_and_its_dependents_do_not_run(tmp_path):
     bad = tiny(('CMPC', 'CMPC, 2 shots', 'CID'))
-    bad = dataclasses.replace(bad, variants={**bad.variants, 'CMPC': {**VARIANTS['CMPC'], 'method.num_prototypes': [4, 999]}})
+    bad = dataclasses.replace(bad, variants={**bad.variants,
+                                             'CMPC': {**VARIANTS['CMPC'], 'method.num_prototypes': [4, 999]}})
     t = run_grid(bad, tmp_path/'g', here(tmp_path), **quiet).set_index('variant').result
-    assert 'K can be at most' in t['CMPC'] and t['CID'] == 'done' and t['CMPC, 2 shots'] == 'not run: CMPC, seed 0, did not finish'
+    assert 'K can be at most' in t['CMPC'] and t['CID'] == 'done' and t[
+        'CMPC, 2 shots'] == 'not run: CMPC, seed 0, did not finish'
     assert '\n' not in t['CMPC']
 
 
@@ -101,20 +107,23 @@ def test_low_shots_start_from_the_other_run_and_remember_whom_it_met(cmpc_grid):
     about = load_run(root/'cmpc-2-shots/seed0').about
     assert set(about['identities']) == set(m.videos('train').identity) | set(m.videos('valid').identity)
     tensors, _ = load_tensors(root/'cmpc-2-shots/seed0/checkpoints/last.safetensors')
-    assert tensors['method/target'].tolist() == sorted(list(range(12))*2), 'two videos of each of 12 people, in the order of the manifest'
+    assert tensors['method/target'].tolist() == sorted(
+        list(range(12))*2), 'two videos of each of 12 people, in the order of the manifest'
 
 
 def test_the_first_step_of_low_shot_learning_is_taken_from_the_started_weights(cmpc_grid, tmp_path):
     "With a learning rate of nearly nothing the towers stay those of the run it started from."
     d = cmpc_grid
-    still = load_recipe('low-shot-demo', {**tiny().changes, 'init_from': str(d/'runs/g/cmpc/seed0'), 'data.shots': 1, 'train.peak_lr': 1e-9, 'train.lr_start': 1e-9, 'train.lr_end': 1e-9})
+    still = load_recipe('low-shot-demo', {**tiny().changes, 'init_from': str(d/'runs/g/cmpc/seed0'), 'data.shots': 1,
+                                          'train.peak_lr': 1e-9, 'train.lr_start': 1e-9, 'train.lr_end': 1e-9})
     train(still, tmp_path/'r', here(d), quiet=True)
     a, b = load_run(tmp_path/'r').model, load_run(d/'runs/g/cmpc/seed0').model
     assert all((x - y).abs().max() < 1e-5 for x, y in zip(a.state_dict().values(), b.state_dict().values()))
 
 
 @pytest.mark.parametrize('changes, error, word', [
-    ({'data.shots': 4}, CorpusError, r'12 of 12 identities have fewer than 4 videos \(id\d+ has 3\); set data.shots to 3 or less'),
+    ({'data.shots': 4}, CorpusError,
+     r'12 of 12 identities have fewer than 4 videos \(id\d+ has 3\); set data.shots to 3 or less'),
     ({'start': 'nowhere'}, RunError, 'no run here'),
     ({'model.dim': 16}, RunError, 'has small towers of 8 dimensions, the recipe low-shot small of 16'),
     ({'data.shots': -1}, ConfigError, 'data.*shots'),
@@ -123,13 +132,15 @@ def test_the_first_step_of_low_shot_learning_is_taken_from_the_started_weights(c
 def test_what_low_shot_learning_refuses(cmpc_grid, tmp_path, changes, error, word):
     d = cmpc_grid
     base = {**tiny().changes, 'init_from': str(d/'runs/g/cmpc/seed0'), 'data.shots': 2}
-    with pytest.raises(error, match=word) as e: train(load_recipe('low-shot-demo', {**base, **changes}), tmp_path/'r', here(d), quiet=True)
+    with pytest.raises(error, match=word) as e:
+        train(load_recipe('low-shot-demo', {**base, **changes}), tmp_path/'r', here(d), quiet=True)
     assert '\n' not in str(e.value) and not (tmp_path/'r'/'checkpoints').exists()
 
 
 def test_methods_without_labels_have_no_way_to_get_them():
     for name, cls in METHODS.known.items():
-        assert cls.supervised == (name == 'dimnet-i') == ('identity' in inspect.signature(cls.__init__).parameters), name
+        assert cls.supervised == (name == 'dimnet-i') == (
+            'identity' in inspect.signature(cls.__init__).parameters), name
 
 
 def test_low_shots_of_a_run_that_was_trained_again_are_not_finished(cmpc_grid, tmp_path):
@@ -139,7 +150,8 @@ def test_low_shots_of_a_run_that_was_trained_again_are_not_finished(cmpc_grid, t
     best = root/'cmpc/seed0/checkpoints/best.safetensors'
     tensors, about = load_tensors(best)
     save_tensors(best, {k: t*1.01 if t.is_floating_point() else t for k, t in tensors.items()}, about)
-    assert 'no longer has; delete this folder' in run_grid(g, root, s, **quiet).set_index('variant').result['CMPC, 2 shots']
+    assert 'no longer has; delete this folder' in run_grid(g, root, s, **quiet).set_index('variant').result[
+        'CMPC, 2 shots']
 
 
 def test_a_memory_of_another_corpus_is_refused(cmpc_grid):

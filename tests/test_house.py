@@ -32,7 +32,8 @@ def imported(source:str, module:str) -> list[str]:
         elif isinstance(n, ast.ImportFrom):
             base = '.'.join([*package[:len(package) - n.level + 1], *filter(None, [n.module])]) if n.level else n.module
             out += [f'{base}.{a.name}' for a in n.names]
-        elif isinstance(n, ast.Call) and getattr(n.func, 'attr', getattr(n.func, 'id', '')) in ('import_module', '__import__'):
+        elif isinstance(n, ast.Call) and getattr(n.func, 'attr',
+                                                 getattr(n.func, 'id', '')) in ('import_module', '__import__'):
             out += [a.value for a in n.args[:1] if isinstance(a, ast.Constant)] or ['vfassoc.<computed>']
     return out
 
@@ -40,13 +41,16 @@ def known(name:str, modules:set) -> str|None:
     "The module of ours that an absolute dotted name belongs to; None if it is somebody else's."
     if name.split('.')[0] != 'vfassoc': return None
     parts = name.split('.')[1:]
-    return next(('.'.join(parts[:n]) for n in range(len(parts), 0, -1) if '.'.join(parts[:n]) in modules), '.'.join(parts))
+    return next(('.'.join(parts[:n]) for n in range(len(parts), 0, -1) if '.'.join(parts[:n]) in modules),
+                '.'.join(parts))
 
 def upward(sources:dict) -> list[str]:
     "What is wrong with the imports of {module: source}: unknown modules, imports from a higher room, circles in a room."
     bad, edges = [], {}
     for m, source in sources.items():
-        if place(m) is None: bad.append(f'{m}: in no room; put it into a package'); continue
+        if place(m) is None:
+            bad.append(f'{m}: in no room; put it into a package')
+            continue
         uses = {k for n in imported(source, m) if (k := known(n, set(sources))) not in (None, '', '__version__')}
         edges[m] = {u for u in uses if room(u) == room(m)}
         bad += [f'{m}: imports {u}, which is in no room' for u in uses if place(u) is None]
@@ -62,8 +66,10 @@ def test_imports_point_downwards():
 def test_packages_do_nothing_when_imported():
     for p in modules():
         if p.name == '__init__.py':
-            allowed = {'pkgutil.resolve_name'} if len(p.parts) == 2 else set() # the public names are imported when they are used
-            assert set(imported((ROOT/p).read_text(), 'x')) <= allowed, f'{p}: a package imports nothing: import the module you need'
+            # the public names are imported when they are used
+            allowed = {'pkgutil.resolve_name'} if len(p.parts) == 2 else set()
+            assert set(imported((ROOT/p).read_text(),
+                                'x')) <= allowed, f'{p}: a package imports nothing: import the module you need'
 
 @pytest.mark.parametrize('sources, word', [
     ({'core': 'from vfassoc.corpus.audio import read_audio'}, 'upwards'),
@@ -76,7 +82,8 @@ def test_packages_do_nothing_when_imported():
     ({'attic': ''}, 'in no room'),
     ({'attic.memory': ''}, 'in no room'),
     ({'models.cnn': 'from vfassoc.attic import x'}, 'in no room'),
-    ({'models.cnn': 'from .ecapa import M', 'models.ecapa': 'from .fusion import K', 'models.fusion': 'from .cnn import E'}, 'circle'),
+    ({'models.cnn': 'from .ecapa import M', 'models.ecapa': 'from .fusion import K',
+      'models.fusion': 'from .cnn import E'}, 'circle'),
 ])
 def test_import_rule_notices(sources, word): assert any(word in b for b in upward(sources)), upward(sources)
 
@@ -104,7 +111,8 @@ def test_dependencies_are_ranges():
     project = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']
     for r in map(Requirement, project['dependencies']):
         assert r.specifier, f'{r}: any version at all; name the oldest that works'
-        assert not any(s.operator in ('==', '===') for s in r.specifier), f'{r}: a pin; pins belong into requirements.lock'
+        assert not any(s.operator in ('==', '===')
+                       for s in r.specifier), f'{r}: a pin; pins belong into requirements.lock'
 
 # ---- notebooks
 
@@ -114,7 +122,8 @@ def _python(source:str) -> str:
 
 def _inside(n) -> list:
     "The statements that run with a try, if or with; a function's own imports are its own business."
-    return [*getattr(n, 'body', []), *getattr(n, 'orelse', []), *(s for h in getattr(n, 'handlers', []) for s in h.body)] \
+    return [*getattr(n, 'body', []), *getattr(n, 'orelse', []),
+            *(s for h in getattr(n, 'handlers', []) for s in h.body)] \
         if isinstance(n, (ast.Try, ast.If, ast.With)) else []
 
 def _has_import(n) -> bool: return isinstance(n, (ast.Import, ast.ImportFrom)) or any(map(_has_import, _inside(n)))
@@ -133,20 +142,25 @@ def _cell_faults(i:int, c) -> list[str]:
         if heads and text != heads[0] and not title: bad.append(f'cell {i}: heading {heads[0]!r} does not stand alone')
     elif c.cell_type == 'code':
         stmts = ast.parse(_python(c.source)).body
-        if any(map(_has_import, stmts)) and not all(map(_only_imports, stmts)): bad.append(f'cell {i}: mixes imports and code')
+        if any(map(_has_import, stmts)) and not all(map(_only_imports, stmts)):
+            bad.append(f'cell {i}: mixes imports and code')
         if re.search(r'(?<=\n)#\| *(export|exports|exporti|default_exp|hide)\b', re.sub(r'\A(#\|.*\n)+', '', c.source)):
             bad.append(f'cell {i}: a directive below the first lines of the cell does nothing')
     return bad
 
-ABSOLUTE = re.compile(r'''(?:^|[\s'"`(=:>\[,])(?:file://)?(/(?:home|tmp|root|work|usr|opt|var|mnt|media|data|srv|etc|private|Users|Volumes)/\S*|[A-Z]:\\\S+)''')
+ABSOLUTE = re.compile(
+    r'''(?:^|[\s'"`(=:>\[,])(?:file://)?(/(?:home|tmp|root|work|usr|opt|var|mnt|media|data|srv|etc|private|Users|Volumes)/\S*|[A-Z]:\\\S+)''')
 
 def _output_faults(i:int, c) -> list[str]:
     bad = []
-    if c.get('execution_count') is not None: bad.append(f'cell {i}: execution count {c.execution_count}; run nbdev-clean')
+    if c.get('execution_count') is not None:
+        bad.append(f'cell {i}: execution count {c.execution_count}; run nbdev-clean')
     for o in c.get('outputs', []):
         if o.output_type == 'error': bad.append(f'cell {i}: stores an error, {o.ename}')
-        texts = [o.get('text', ''), *(v for k,v in o.get('data', {}).items() if isinstance(v, str) and not k.startswith('image/'))]
-        bad += [f'cell {i}: absolute path {m[1]!r} in an output' for t in texts for m in ABSOLUTE.finditer(re.sub(r'data:[^"\']+', '', t))]
+        texts = [o.get('text', ''), *(v for k,v in o.get('data', {}).items() if isinstance(v, str)
+                                      and not k.startswith('image/'))]
+        bad += [f'cell {i}: absolute path {m[1]!r} in an output' for t in texts
+                for m in ABSOLUTE.finditer(re.sub(r'data:[^"\']+', '', t))]
         for k,v in o.get('data', {}).items():
             size = 0 if not k.startswith('image/') else len(v) if 'svg' in k else len(base64.b64decode(v))
             if size > 60_000: bad.append(f'cell {i}: {k} of {size//1000} KB; up to 60')
@@ -155,13 +169,15 @@ def _output_faults(i:int, c) -> list[str]:
 def chapter_faults(nb) -> list[str]:
     "What is wrong with a lesson chapter."
     cells, bad = nb.cells, []
-    if not cells or cells[0].cell_type != 'code' or not re.fullmatch(r'#\| default_exp [\w.]+', cells[0].source.strip()):
+    if not cells or cells[0].cell_type != 'code' or not re.fullmatch(r'#\| default_exp [\w.]+',
+                                                                     cells[0].source.strip()):
         bad.append('cell 0: a chapter starts with `#| default_exp module`, alone in its cell')
     return bad + _common_faults(nb)
 
 def index_faults(nb) -> list[str]:
     "What is wrong with the map of the book: it has no code, and a heading stands alone."
-    return [f'cell {i}: code' for i, c in enumerate(nb.cells) if c.cell_type == 'code'] + [x for i, c in enumerate(nb.cells) for x in _cell_faults(i + 1, c)]
+    return [f'cell {i}: code' for i, c in enumerate(nb.cells) if c.cell_type ==
+            'code'] + [x for i, c in enumerate(nb.cells) for x in _cell_faults(i + 1, c)]
 
 def report_faults(nb) -> list[str]:
     "What is wrong with the source of a report."
@@ -170,16 +186,21 @@ def report_faults(nb) -> list[str]:
     if len(marked) != 1: bad.append(f'{len(marked)} cells are tagged `parameters`; a report has one')
     for c in marked:
         for n in ast.parse(c.source).body:
-            try: assert isinstance(n, ast.Assign) and len(n.targets) == 1 and isinstance(n.targets[0], ast.Name); ast.literal_eval(n.value)
-            except (AssertionError, ValueError): bad.append(f'parameters: {ast.unparse(n)!r} is not a plain `name = literal`')
+            try:
+                assert isinstance(n, ast.Assign) and len(n.targets) == 1 and isinstance(n.targets[0], ast.Name)
+                ast.literal_eval(n.value)
+            except (AssertionError, ValueError):
+                bad.append(f'parameters: {ast.unparse(n)!r} is not a plain `name = literal`')
     if any(c.get('outputs') for c in nb.cells): bad.append('a report source keeps no outputs')
     return bad + _common_faults(nb)
 
 def _common_faults(nb) -> list[str]:
     bad, cells = [], nb.cells
-    if len(cells) < 2 or cells[1].cell_type != 'markdown' or not re.match(r'# [^\n]+\n+> \S[^\n]+(\n+\*(Before|After): [^\n]+\*)?\Z', cells[1].source.strip()):
+    if len(cells) < 2 or cells[1].cell_type != 'markdown' or not re.match(
+        r'# [^\n]+\n+> \S[^\n]+(\n+\*(Before|After): [^\n]+\*)?\Z', cells[1].source.strip()):
         bad.append('cell 1: `# Title` and one `> line`, and nothing else')
-    if nb.metadata.get('kernelspec', {}).get('name') != 'python3': bad.append('no kernelspec python3: papermill cannot start it')
+    if nb.metadata.get('kernelspec', {}).get('name') != 'python3':
+        bad.append('no kernelspec python3: papermill cannot start it')
     for i, c in enumerate(cells): bad += _cell_faults(i, c) + _output_faults(i, c)
     return bad
 
@@ -193,7 +214,8 @@ def test_notebook_keeps_the_form(path):
     nbformat.validate(nb)
     assert not (report_faults if is_report(path) else index_faults if is_index(path) else chapter_faults)(nb)
     assert (ROOT/path).stat().st_size < 400_000, 'over 400 KB'
-    assert bool(nb_frontmatter(read_nb(ROOT/path)).get('skip_exec')) == is_report(path), 'skip_exec: reports yes, chapters no'
+    assert bool(nb_frontmatter(read_nb(ROOT/path)).get('skip_exec')) == is_report(
+        path), 'skip_exec: reports yes, chapters no'
 
 def part_faults(homes:dict) -> list[str]:
     "What is wrong with {module: path of its chapter}: names, numbers, folders."
@@ -204,11 +226,13 @@ def part_faults(homes:dict) -> list[str]:
         chapter, _, stem = p.stem.partition('_')
         if not re.fullmatch(r'\d\d', number): bad.append(f'{p}: the part begins with two digits')
         if stem != name.split('.')[-1]: bad.append(f'{p}: exports {name}; chapter and module have one name')
-        if folder != 'appendix' and name.split('.')[:-1] != [folder]: bad.append(f'{p}: exports {name}, not {folder}.{stem}')
+        if folder != 'appendix' and name.split('.')[:-1] != [folder]:
+            bad.append(f'{p}: exports {name}, not {folder}.{stem}')
         if place(name) is None and folder != 'start': bad.append(f'{p}: {name} is in no room')
         parts.setdefault(part, []).append(chapter)
     for part, numbers in parts.items():
-        if sorted(numbers) != [f'{i + 1:02d}' for i in range(len(numbers))]: bad.append(f'{part}: chapters {", ".join(sorted(numbers))}; number them from 01, no letters, no gaps')
+        if sorted(numbers) != [f'{i + 1:02d}' for i in range(len(numbers))]:
+            bad.append(f'{part}: chapters {", ".join(sorted(numbers))}; number them from 01, no letters, no gaps')
     return bad
 
 def test_each_module_has_its_chapter():
@@ -222,7 +246,8 @@ def test_each_module_has_its_chapter():
     for p in modules():
         m = module_name(p)
         if m not in ('', '_modidx') and m not in homes:
-            assert 'plumbing' in (ROOT/p).read_text()[:300].lower(), f'{p}: exported by no chapter, and not marked as plumbing'
+            assert 'plumbing' in (ROOT/p).read_text()[
+                :300].lower(), f'{p}: exported by no chapter, and not marked as plumbing'
 
 @pytest.mark.parametrize('homes, word', [
     ({'corpus.audio': 'nbs/1_corpus/01_audio.ipynb'}, 'two digits'),
@@ -238,8 +263,11 @@ def test_part_rule_notices(homes, word):
     assert any(word in b for b in bad), bad
 
 def test_part_rule_allows():
-    assert not part_faults({m: Path('nbs', p) for m, p in {'corpus.audio': '01_corpus/01_audio.ipynb', 'corpus.faces': '01_corpus/02_faces.ipynb',
-                                                           'core': '12_appendix/01_core.ipynb', 'start.tour': '00_start/01_tour.ipynb'}.items()})
+    assert not part_faults({m: Path('nbs', p)
+                            for m, p in {'corpus.audio': '01_corpus/01_audio.ipynb',
+                                         'corpus.faces': '01_corpus/02_faces.ipynb',
+                                         'core': '12_appendix/01_core.ipynb',
+                                         'start.tour': '00_start/01_tour.ipynb'}.items()})
 
 def test_the_map_and_the_links_are_right():
     "nbs/index.ipynb lists every chapter, and every chapter links its neighbors; `make index` writes both."
@@ -256,8 +284,10 @@ def test_a_chapter_without_links_is_noticed(tmp_path):
 
 def _notebook(*cells, name='python3'):
     nb = nbformat.v4.new_notebook(metadata={'kernelspec': {'name': name, 'display_name': name, 'language': 'python'}})
-    code = lambda s, **kw: nbformat.v4.new_code_cell(s, **kw)
-    nb.cells = [c if not isinstance(c, str) else nbformat.v4.new_markdown_cell(c[3:]) if c.startswith('md:') else code(c) for c in cells]
+    def code(s, **kw):
+        return nbformat.v4.new_code_cell(s, **kw)
+    nb.cells = [c if not isinstance(c, str) else nbformat.v4.new_markdown_cell(c[3:]) if c.startswith('md:')
+                else code(c) for c in cells]
     return nb
 
 def _output(text=None, png=None, error=None, count=None):
@@ -289,8 +319,10 @@ HEAD = ('#| default_exp core', 'md:# Title\n\n> One line.')
 def test_chapter_form_notices(nb, word): assert any(word in b for b in chapter_faults(nb)), chapter_faults(nb)
 
 def test_chapter_form_allows():
-    nb = _notebook(*HEAD, '#| export\nimport os\n\nimport numpy as np', 'try: import keops\nexcept ImportError: keops = None',
-                   'def f():\n    import os\n    return os', 'md:## Idea', 'md:```\n# a comment\n```\ntext and/or text', '%matplotlib inline\nx = 1',
+    nb = _notebook(*HEAD, '#| export\nimport os\n\nimport numpy as np',
+                   'try: import keops\nexcept ImportError: keops = None',
+                   'def f():\n    import os\n    return os', 'md:## Idea',
+                   'md:```\n# a comment\n```\ntext and/or text', '%matplotlib inline\nx = 1',
                    _output('0.5 of wav/id1/video/00001.wav'), _output(png=60_000))
     assert not chapter_faults(nb)
 
@@ -307,43 +339,39 @@ def _parameters(source): return nbformat.v4.new_code_cell(source, metadata={'tag
 def test_report_form_notices(nb, word): assert any(word in b for b in report_faults(nb)), report_faults(nb)
 
 def test_report_form_allows():
-    assert not report_faults(_notebook('', HEAD[1], _parameters("runs = ['a=b'] # folders\nexamples = 4\ntitle = None"), 'f(runs)'))
+    assert not report_faults(_notebook('', HEAD[1],
+                                       _parameters("runs = ['a=b'] # folders\nexamples = 4\ntitle = None"), 'f(runs)'))
 
 # ---- room to breathe: 120 columns, one statement per line, no lambda with a name, functions of at most 40 lines
 
 # files that do not keep the rule yet: names leave this list, none joins it
 DENSE = set("""
-nbs/01_corpus/07_source.ipynb nbs/03_synthetic/05_corpus.ipynb nbs/05_clustering/02_kmeans.ipynb
-nbs/07_methods/01_base.ipynb nbs/07_methods/02_cmpc.ipynb nbs/07_methods/04_paper_vs_code.ipynb
-nbs/07_methods/06_classifier.ipynb nbs/07_methods/07_faa.ipynb nbs/07_methods/08_registry.ipynb
-nbs/08_training/01_config.ipynb nbs/08_training/02_checkpoint.ipynb nbs/08_training/03_loop.ipynb
-nbs/08_training/04_recipes.ipynb nbs/08_training/06_run.ipynb nbs/08_training/07_extract.ipynb
-nbs/09_evaluation/04_scorers.ipynb nbs/09_evaluation/05_protocol.ipynb nbs/09_evaluation/06_run.ipynb
-nbs/09_evaluation/08_published.ipynb nbs/09_evaluation/09_run_published.ipynb nbs/10_experiments/01_sweeps.ipynb
-nbs/10_experiments/02_tables.ipynb nbs/10_experiments/04_comparison.ipynb nbs/10_experiments/06_tsne.ipynb
-nbs/10_experiments/08_runner.ipynb nbs/10_experiments/09_extending.ipynb nbs/12_appendix/01_core.ipynb
-nbs/12_appendix/04_flops.ipynb nbs/reports/evaluate.ipynb nbs/reports/rho_histogram.ipynb nbs/reports/train.ipynb
-nbs/reports/voxceleb1.ipynb vfassoc/__main__.py vfassoc/cli.py vfassoc/clustering/nearest.py vfassoc/core.py
-vfassoc/corpus/audio.py vfassoc/corpus/features.py vfassoc/corpus/layout.py vfassoc/corpus/manifest.py
-vfassoc/corpus/packed.py vfassoc/corpus/source.py vfassoc/demo.py vfassoc/evaluation/protocol.py
-vfassoc/evaluation/run_published.py vfassoc/evaluation/scorers.py vfassoc/evaluation/trials.py
-vfassoc/experiments/comparison.py vfassoc/experiments/diagnostics.py vfassoc/experiments/plots.py
-vfassoc/experiments/results.py vfassoc/experiments/runner.py vfassoc/experiments/sweeps.py
-vfassoc/experiments/tables.py vfassoc/experiments/tsne.py vfassoc/losses/prototype.py vfassoc/losses/released_cmpc.py
-vfassoc/methods/base.py vfassoc/methods/registry.py vfassoc/models/inception.py vfassoc/models/two_tower.py
-vfassoc/synthetic/corpus.py vfassoc/synthetic/voice.py vfassoc/training/checkpoint.py vfassoc/training/config.py
-vfassoc/training/flops.py vfassoc/training/recipes.py vfassoc/training/run.py
+nbs/03_synthetic/05_corpus.ipynb nbs/07_methods/01_base.ipynb nbs/07_methods/08_registry.ipynb
+nbs/08_training/06_run.ipynb nbs/10_experiments/01_sweeps.ipynb nbs/10_experiments/02_tables.ipynb
+nbs/10_experiments/04_comparison.ipynb nbs/10_experiments/06_tsne.ipynb nbs/10_experiments/08_runner.ipynb
+nbs/12_appendix/01_core.ipynb nbs/12_appendix/04_flops.ipynb nbs/reports/evaluate.ipynb nbs/reports/train.ipynb
+vfassoc/__main__.py vfassoc/cli.py vfassoc/clustering/nearest.py vfassoc/core.py vfassoc/corpus/audio.py
+vfassoc/corpus/features.py vfassoc/corpus/layout.py vfassoc/corpus/manifest.py vfassoc/corpus/packed.py
+vfassoc/demo.py vfassoc/evaluation/protocol.py vfassoc/evaluation/run_published.py vfassoc/evaluation/scorers.py
+vfassoc/evaluation/trials.py vfassoc/experiments/comparison.py vfassoc/experiments/diagnostics.py
+vfassoc/experiments/plots.py vfassoc/experiments/results.py vfassoc/experiments/runner.py
+vfassoc/experiments/sweeps.py vfassoc/experiments/tables.py vfassoc/experiments/tsne.py vfassoc/losses/prototype.py
+vfassoc/losses/released_cmpc.py vfassoc/methods/base.py vfassoc/methods/registry.py vfassoc/models/inception.py
+vfassoc/models/two_tower.py vfassoc/synthetic/corpus.py vfassoc/synthetic/voice.py vfassoc/training/flops.py
+vfassoc/training/run.py
 """.split())
 
 # functions that may be longer, by name
 LONG = set("""
-cli.parser core.claim corpus.features.load_features training.run.train
+cli.parser core.claim corpus.features.load_features experiments.sweeps.run_grid training.run.train
 """.split())
 
 def dense(paths) -> dict[Path, str]:
     "Files with a line over 120 columns, two statements in a line or a lambda with a name -> the first such place."
-    rules = ['--isolated', '--no-cache', '--select', 'E501,E702,E731', '--line-length', '120', '--output-format', 'json']
-    r = subprocess.run([sys.executable, '-m', 'ruff', 'check', *rules, *map(str, paths)], capture_output=True, text=True)
+    rules = ['--isolated', '--no-cache', '--select', 'E501,E702,E731', '--line-length', '120', '--output-format',
+             'json']
+    r = subprocess.run([sys.executable, '-m', 'ruff', 'check', *rules, *map(str, paths)], capture_output=True,
+                       text=True)
     assert r.returncode in (0, 1), r.stderr
     places = {}
     for d in json.loads(r.stdout):
@@ -356,12 +384,14 @@ def test_lines_have_room():
     found = {str(p.relative_to(ROOT)): why for p, why in dense([ROOT/p for p in paths]).items()}
     assert {p: why for p, why in found.items() if p not in DENSE} == {}
 
-@pytest.mark.parametrize('line, code', [('x = "' + 'a'*120 + '"', 'E501'), ('x = 1; y = 2', 'E702'), ('f = lambda x: x', 'E731')])
+@pytest.mark.parametrize('line, code', [('x = "' + 'a'*120 + '"', 'E501'), ('x = 1; y = 2', 'E702'),
+                                        ('f = lambda x: x', 'E731')])
 def test_line_rule_notices(tmp_path, line, code):
     (tmp_path/'a.py').write_text(f'{line}\n')
     nbformat.write(_notebook(*HEAD, line), tmp_path/'b.ipynb')
     (tmp_path/'good.py').write_text('x = 1\n')
-    assert {p.name: why.split(': ')[1][:4] for p, why in dense(sorted(tmp_path.iterdir())).items()} == {'a.py': code, 'b.ipynb': code}
+    assert {p.name: why.split(': ')[1][:4]
+            for p, why in dense(sorted(tmp_path.iterdir())).items()} == {'a.py': code, 'b.ipynb': code}
 
 def long_functions(source:str, most:int=40) -> list[str]:
     "Names of the functions of `source` that have more than `most` lines."
@@ -374,8 +404,10 @@ def test_functions_fit_on_a_screen():
 
 def test_function_rule_notices():
     body = '\n'.join('    x = 1' for _ in range(40))
-    assert long_functions(f'def f():\n{body}') == ['f'] and long_functions(f'class A:\n  async def g():\n{body}') == ['g']
-    assert long_functions(f'def f():\n{body}'.replace('    x = 1', '', 1)) == ['f'] and not long_functions('def f():\n' + body[:-10])
+    assert long_functions(f'def f():\n{body}') == ['f'] and long_functions(f'class A:\n  async def g():\n{body}') == [
+        'g']
+    assert long_functions(f'def f():\n{body}'.replace('    x = 1', '',
+                                                      1)) == ['f'] and not long_functions('def f():\n' + body[:-10])
 
 # ---- what the library never does
 
@@ -393,8 +425,10 @@ def dangers(source:str) -> list[str]:
                     if f'{n.module}.{a.name}' in SHELL | {'torch.load', 'joblib.load', 'yaml.load', 'numpy.load'}]
         if not isinstance(n, ast.Call): continue
         name, kw = ast.unparse(n.func), {k.arg: k.value for k in n.keywords}
-        true = lambda k: k in kw and not (isinstance(kw[k], ast.Constant) and not kw[k].value)
-        if name == 'torch.load' and ast.unparse(kw.get('weights_only', ast.Constant(None))) != 'True': bad.append('torch.load without weights_only=True')
+        def true(k):
+            return k in kw and not (isinstance(kw[k], ast.Constant) and not kw[k].value)
+        if name == 'torch.load' and ast.unparse(kw.get('weights_only', ast.Constant(None))) != 'True':
+            bad.append('torch.load without weights_only=True')
         if name in ('np.load', 'numpy.load') and true('allow_pickle'): bad.append(f'{name} with allow_pickle')
         if name.endswith('read_pickle') or name in ('joblib.load', 'torch.hub.load', 'eval', 'exec'): bad.append(name)
         if name in ('yaml.load', 'yaml.unsafe_load', 'yaml.full_load'): bad.append(f'{name}: yaml.safe_load')
@@ -409,9 +443,11 @@ def test_report_is_safe(path):
     for c in nbformat.read(ROOT/path, 4).cells: assert c.cell_type != 'code' or not dangers(_python(c.source))
 
 @pytest.mark.parametrize('source', [
-    'import torch\ntorch.load(p)', 'torch.load(p, weights_only=False)', 'torch.load(p, weights_only=flag)', 'from torch import load',
+    'import torch\ntorch.load(p)', 'torch.load(p, weights_only=False)', 'torch.load(p, weights_only=flag)',
+    'from torch import load',
     'import pickle', 'def f():\n    from pickle import loads', 'import os\nos.system("ls")', 'from os import system',
-    'subprocess.run(cmd, shell=True)', 'subprocess.run(cmd, shell=flag)', 'yaml.load(f)', 'np.load(p, allow_pickle=True)',
+    'subprocess.run(cmd, shell=True)', 'subprocess.run(cmd, shell=flag)', 'yaml.load(f)',
+    'np.load(p, allow_pickle=True)',
     'pd.read_pickle(p)', 'joblib.load(p)', 'eval(text)',
 ])
 def test_safety_notices(source): assert dangers(source)

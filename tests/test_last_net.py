@@ -31,14 +31,17 @@ def call(capsys, *args):
     return code, err.splitlines()[-1] if err else ''
 
 
-@pytest.mark.parametrize('error', [ValueError('a\nb'), MemoryError(), RecursionError('deep'), PermissionError(errno.EACCES, 'Permission denied', 'secret.csv'),
-                                   UnicodeEncodeError('utf-8', '\ud800', 0, 1, 'no'), KeyError('x'), OSError(errno.ENOSPC, 'No space left on device')], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize('error', [ValueError('a\nb'), MemoryError(), RecursionError('deep'),
+                                   PermissionError(errno.EACCES, 'Permission denied', 'secret.csv'),
+                                   UnicodeEncodeError('utf-8', '\ud800', 0, 1, 'no'), KeyError('x'),
+                                   OSError(errno.ENOSPC, 'No space left on device')], ids=lambda e: type(e).__name__)
 def test_what_is_not_foreseen_is_one_line_and_a_file(place, capsys, monkeypatch, error):
     def fails(*a, **k): raise error
     monkeypatch.setattr('vfassoc.training.recipes.load_recipe', fails)
     code, line = call(capsys, 'flops', 'cid-demo')
     file = Path(re.search(r'(\S+vfassoc-error-\S+\.txt)$', line)[1])
-    assert code == 1 and line.startswith(f'vfassoc: {type(error).__name__}') and 'in fails' in file.read_text() and 'vfassoc flops cid-demo' in file.read_text()
+    assert code == 1 and line.startswith(
+        f'vfassoc: {type(error).__name__}') and 'in fails' in file.read_text() and 'vfassoc flops cid-demo' in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600 and file.parent == place/'tmp'
 
 
@@ -77,23 +80,30 @@ LONG, SURROGATE = 'a'*300, 'a\udcffb'
     (('evaluate', '~nosuchuser/x'), ('~nosuchuser/x', 'cannot be a path')),
     (('--settings', '~nosuchuser/x', 'demo'), ('~nosuchuser/x', 'cannot be a path')),
     (('report', 'evaluate', '-o', '~nosuchuser/x'), ('~nosuchuser/x', 'cannot be a path')),
-    (('synthesize', LONG), ('aaaa', '255')), (('train', 'cid-demo', '--run', LONG), ('aaaa', '255')), (('pack', 'x', '-o', f'y/{LONG}'), ('aaaa', '255')),
+    (('synthesize', LONG), ('aaaa', '255')), (('train', 'cid-demo', '--run', LONG), ('aaaa', '255')),
+    (('pack', 'x', '-o', f'y/{LONG}'), ('aaaa', '255')),
     (('train', f'{LONG}.json'), ('aaaa', '255')), (('report', LONG), ('aaaa', '255')),
-    (('synthesize', SURROGATE), ('udcff', 'UTF-8')), (('evaluate', SURROGATE), ('udcff', 'UTF-8')), (('train', 'cid-demo', '--set', f'name={SURROGATE}'), ('udcff', 'UTF-8')),
+    (('synthesize', SURROGATE), ('udcff', 'UTF-8')), (('evaluate', SURROGATE), ('udcff', 'UTF-8')),
+    (('train', 'cid-demo', '--set', f'name={SURROGATE}'), ('udcff', 'UTF-8')),
     (('evaluate', 'a\nb'), ('a\\nb', 'no run here')), (('prepare', 'a\x1b[31mb'), ('\\x1b[31m',)),
     (('report', 'evaluate', '-o', '.'), ("'.'",)), (('report', 'evaluate', '-o', '/'), ("'/'",)),
     (('extract', 'r', '--corpus', 'c', '-o', 'f.npz', '--set', 'name=1'), ("option 'name'", 'seconds')),
     (('extract', 'r', '--corpus', 'c', '-o', 'f.npz', '--set', 'quiet=true'), ("option 'quiet'", 'seconds')),
     (('extract', 'faa', '--corpus', 'c', '-o', 'f.npz', '--set', 'voice_weights=3', '--set', 'face_weights=4'), ('3',)),
-], ids=lambda x: ' '.join(x)[:40].encode('ascii', 'replace').decode() if isinstance(x, tuple) and x[0] in ('train', 'sweep', 'synthesize', 'flops', 'evaluate', 'report', 'pack', 'prepare', 'features', '--settings') else '')
+], ids=lambda x: ' '.join(x)[:40].encode('ascii', 'replace').decode() if isinstance(x, tuple)
+                         and x[0] in ('train', 'sweep', 'synthesize', 'flops', 'evaluate', 'report', 'pack', 'prepare',
+                                      'features', '--settings') else '')
 def test_odd_arguments_are_one_line(place, capsys, args, words):
     code, line = call(capsys, *args)
     assert code == 2 and line.startswith('vfassoc: ') and len(line) < 700 and all(w in line for w in words), line
     assert not (place/'runs').exists() and not list((place/'tmp').iterdir())
 
 
-@pytest.mark.parametrize('text, words', [('{"name": "a", "name": "b"}', "'name' is there twice"), ('{"train": {"lr": 1, "lr": 2}}', "'lr' is there twice"),
-                                         ('{"x": NaN}', 'NaN'), ('{"x": -Infinity}', 'Infinity'), ('['*100_000, 'deep')], ids=['twice', 'twice inside', 'NaN', 'Infinity', 'deep'])
+@pytest.mark.parametrize('text, words', [('{"name": "a", "name": "b"}', "'name' is there twice"),
+                                         ('{"train": {"lr": 1, "lr": 2}}', "'lr' is there twice"),
+                                         ('{"x": NaN}', 'NaN'), ('{"x": -Infinity}', 'Infinity'),
+                                         ('['*100_000, 'deep')],
+                         ids=['twice', 'twice inside', 'NaN', 'Infinity', 'deep'])
 @pytest.mark.parametrize('load', [load_recipe, load_grid])
 def test_recipes_and_grids_that_are_not_json(tmp_path, text, words, load):
     (tmp_path/'r.json').write_text(text)
@@ -116,7 +126,8 @@ def test_errors_stand_on_a_line_of_their_own(place, capsys, monkeypatch):
 
 def mounted(folder, size):
     folder.mkdir()
-    if os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', str(folder)], capture_output=True).returncode:
+    if os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', str(folder)],
+                                      capture_output=True).returncode:
         pytest.skip('cannot mount a small disk here')
 
 
@@ -129,7 +140,8 @@ def small_disk(tmp_path):
 
 def test_training_on_a_disk_of_4_kb(small_disk, place, capsys):
     write_corpus(place/'data/tiny', SynthConfig(**SYNTH), 0)
-    small = [x for s in ('data.crop_seconds=1.0', 'data.face_size=32', 'model.dim=8', 'train.total_samples=64', 'train.batch_size=8', 'train.lr_warmup=8') for x in ('--set', s)]
+    small = [x for s in ('data.crop_seconds=1.0', 'data.face_size=32', 'model.dim=8', 'train.total_samples=64',
+                         'train.batch_size=8', 'train.lr_warmup=8') for x in ('--set', s)]
     code, line = call(capsys, 'train', 'cid-demo', '--corpus', 'tiny', '--run', small_disk/'r', *small)
     assert code == 2 and str(small_disk/'r') in line and 'free space' in line
 
@@ -137,8 +149,10 @@ def test_training_on_a_disk_of_4_kb(small_disk, place, capsys):
 def test_a_disk_without_room_for_a_checkpoint_is_said_before_training(tmp_path, monkeypatch):
     real = training.shutil.disk_usage
     monkeypatch.setattr(training.shutil, 'disk_usage', lambda p: real(p)._replace(free=4096))
-    with pytest.raises(RunError, match='0.0041 MB are free, a checkpoint takes'): toy.run(tmp_path/'r', lambda step: pytest.fail('trained'))
-    monkeypatch.setattr(training.shutil, 'disk_usage', lambda p: real(p)._replace(total=0, free=0)) # a file system that does not say
+    with pytest.raises(RunError, match='0.0041 MB are free, a checkpoint takes'):
+        toy.run(tmp_path/'r', lambda step: pytest.fail('trained'))
+    # a file system that does not say
+    monkeypatch.setattr(training.shutil, 'disk_usage', lambda p: real(p)._replace(total=0, free=0))
     assert toy.run(tmp_path/'r', steps=2)[1].finished
 
 

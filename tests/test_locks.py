@@ -200,7 +200,9 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path, umask, mode):
 
 @pytest.mark.parametrize('call', [
     lambda d: write_corpus(d, SynthConfig(**SYNTH), 0), lambda d: run_grid(tiny(), d, here(d.parent)),
-    lambda d: baseline_run('random', d, d, d), lambda d: train(load_recipe('cid-demo', {'corpus': str(d.parent/'c'), 'data.crop_seconds': 1., 'data.face_size': 32}), d, here(d.parent))],
+    lambda d: baseline_run('random', d, d, d),
+    lambda d: train(load_recipe('cid-demo', {'corpus': str(d.parent/'c'), 'data.crop_seconds': 1.,
+                                             'data.face_size': 32}), d, here(d.parent))],
     ids=['synth', 'grid', 'lists --baseline', 'train'])
 def test_no_command_writes_into_a_folder_of_somebody_else(tmp_path, call):
     write_corpus(tmp_path/'c', SynthConfig(**SYNTH), 0)
@@ -225,7 +227,8 @@ def stopped(folder, name): return json.loads((folder/name/'provenance.json').rea
 def test_sigterm_ends_a_training_with_a_checkpoint(tmp_path):
     env = {'VFASSOC_SETTINGS': str(ini(tmp_path))}
     write_corpus(tmp_path/'data/tiny', SynthConfig(**SYNTH), 0)
-    small = [x for s in ('data.crop_seconds=1.0', 'data.face_size=32', 'model.dim=8', 'train.total_samples=800000', 'train.batch_size=8', 'train.lr_warmup=8') for x in ('--set', s)]
+    small = [x for s in ('data.crop_seconds=1.0', 'data.face_size=32', 'model.dim=8', 'train.total_samples=800000',
+                         'train.batch_size=8', 'train.lr_warmup=8') for x in ('--set', s)]
     p = Another(tmp_path, command, 'train', 'cid-demo', '--corpus', 'tiny', '--run', 'r', *small, **env)
     p.until(lambda: (tmp_path/'runs/r/checkpoints/last.safetensors').exists())
     os.kill(p.p.pid, signal.SIGTERM)

@@ -62,7 +62,8 @@ def bounds_hold(search, x, c, euclid):
     own = s.gather(1, search.assign[:, None])[:, 0]
     others = s.scatter(1, search.assign[:, None], -torch.inf).amax(1)
     tiny = 1e-6*(x.norm(dim=1)*c.norm(dim=1).max() + search.b.max() + search.half) # a settled score is a float32 number
-    assert (search.lower <= own + tiny).all() and (own <= search.upper + tiny).all() and (search.runner_up >= others - tiny).all()
+    assert (search.lower <= own + tiny).all() and (own <= search.upper +
+                                                   tiny).all() and (search.runner_up >= others - tiny).all()
     open_ = search.upper > search.lower
     assert ((search.lower <= own) & (own <= search.upper))[open_].all()
     return open_.float().mean()

@@ -72,7 +72,8 @@ def test_refusals_are_one_line(home, capsys):
     assert 'holds a packed corpus already' in said('pack', 'tiny', '-o', 'pixels')
     assert 'is packed already' in said('pack', 'pixels', '-o', 'twice')
     assert 'pixels = 7' in said('pack', 'tiny', '-o', 'x', '--set', 'pixels=7')
-    assert 'packed as pixels of 32 x 32, data.face_size is 64' in said('train', 'cid-demo', '--corpus', 'pixels', '--run',
+    assert 'packed as pixels of 32 x 32, data.face_size is 64' in said('train', 'cid-demo', '--corpus', 'pixels',
+                                                                       '--run',
                                                                   'big', '--set', 'data.face_size=64', '--set',
                                                                   'data.crop_seconds=1', '--set', 'train.batch_size=8',
                                                                   '--set', 'train.total_samples=16', '--set',

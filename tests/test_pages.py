@@ -18,9 +18,13 @@ def shows(html:str, name:str, times:int=1) -> bool:
 
 def notebook(*cells, outputs=()):
     new = nbformat.v4
-    return new.new_notebook(cells=[*cells, new.new_code_cell('1', outputs=list(outputs))], metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}})
+    return new.new_notebook(cells=[*cells, new.new_code_cell('1', outputs=list(outputs))],
+                            metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3',
+                                                     'language': 'python'}})
 
-def shown(**data): return nbformat.v4.new_output('display_data', {k.replace('_', '/', 1).replace('__', '+'): v for k,v in data.items()})
+def shown(**data):
+    return nbformat.v4.new_output('display_data',
+                                  {k.replace('_', '/', 1).replace('__', '+'): v for k,v in data.items()})
 
 @pytest.fixture(scope='module')
 def odd(tmp_path_factory):
@@ -40,18 +44,23 @@ def odd(tmp_path_factory):
 def test_unsafe_notices():
     good = f'<head><meta http-equiv="Content-Security-Policy" content="{runner.POLICY}"><title>t</title></head><img src="data:x"><a href="https://a">t</a>'
     assert not unsafe(good)
-    for bad in (good.replace("'none'", '*'), good.replace('img-src', "script-src 'unsafe-inline'; img-src"), good.replace('<head>', '<head><style>p{}</style>'), good.replace('img-src data:', 'img-src *'),
-                *(good + x for x in ('<script>1</script>', '<iframe srcdoc="x"></iframe>', '<p onclick="x">', '<img src="http://a/b">', '<a href="javascript:x">', '<link href="x">'))):
+    for bad in (good.replace("'none'", '*'), good.replace('img-src', "script-src 'unsafe-inline'; img-src"),
+                good.replace('<head>', '<head><style>p{}</style>'), good.replace('img-src data:', 'img-src *'),
+                *(good + x for x in ('<script>1</script>', '<iframe srcdoc="x"></iframe>', '<p onclick="x">',
+                                     '<img src="http://a/b">', '<a href="javascript:x">', '<link href="x">'))):
         assert unsafe(bad), bad
 
 def test_evaluate_shows_odd_names_as_they_are(odd, tmp_path):
     run, corpus = odd
-    _, page = run_report('evaluate', tmp_path/'r', dict(runs=[run], figures=tmp_path/'f', examples=1, top=2, title=ODD), code='hide', quiet=True)
+    _, page = run_report('evaluate', tmp_path/'r',
+                         dict(runs=[run], figures=tmp_path/'f', examples=1, top=2, title=ODD), code='hide', quiet=True)
     html = page.read_text()
     assert unsafe(html) == []
     assert shows(html, ODD, 2 + 1 + 3), 'title, note, and a row of three tables'
     assert shows(html, run.name) and 'Example left out' not in html and html.count('<audio') == 1 + 2
-    _, page = run_report('evaluate', tmp_path/'r', dict(runs=[run], figures=tmp_path/'f', examples=1, corpus=str(corpus/ODD.replace('/', '-'))), quiet=True)
+    _, page = run_report('evaluate', tmp_path/'r',
+                         dict(runs=[run], figures=tmp_path/'f', examples=1, corpus=str(corpus/ODD.replace('/', '-'))),
+                         quiet=True)
     assert unsafe(page.read_text()) == [] and shows(page.read_text(), ODD.replace('/', '-'))
 
 def test_an_example_that_cannot_be_shown_is_named(odd, tmp_path):
@@ -61,14 +70,19 @@ def test_an_example_that_cannot_be_shown_is_named(odd, tmp_path):
     t = pd.read_parquet(tmp_path/'run'/'embeddings.parquet')
     t['path'] += '<img src=x onerror=f()>*z*.wav'
     t.to_parquet(tmp_path/'run'/'embeddings.parquet')
-    _, page = run_report('evaluate', tmp_path/'r', dict(runs=[tmp_path/'run'], figures=tmp_path/'f', examples=1), code='hide', quiet=True)
-    assert unsafe(page.read_text()) == [] and shows(page.read_text(), 'Example left out') and shows(page.read_text(), '<img src=x onerror=f()>*z*.wav')
+    _, page = run_report('evaluate', tmp_path/'r', dict(runs=[tmp_path/'run'], figures=tmp_path/'f', examples=1),
+                         code='hide', quiet=True)
+    assert unsafe(page.read_text()) == [] and shows(page.read_text(),
+                                                    'Example left out') and shows(page.read_text(),
+                                                                                  '<img src=x onerror=f()>*z*.wav')
 
 def test_the_three_forms_of_a_table(odd):
     t = tables.paper_table(tables.read_scores([odd[0]]))
     html = tables.as_html(t, caption=ODD).to_html()
     soup = BeautifulSoup(html, 'html.parser')
-    assert soup.caption.get_text() == ODD and ODD in {th.get_text() for th in soup.select('th.row_heading')} and not soup(['img', 'iframe', 'script'])
+    assert soup.caption.get_text() == ODD and ODD in {th.get_text()
+                                                      for th in soup.select('th.row_heading')} and not soup(
+                                                          ['img', 'iframe', 'script'])
     rows = tables.as_markdown(t).splitlines()
     assert len({len(r.replace('\\|', '').split('|')) for r in rows}) == 1, 'a bar in a name is no column'
 
@@ -79,32 +93,45 @@ def test_provenance_shows_odd_values(tmp_path):
     nb.cells.insert(1, nbformat.v4.new_code_cell("x = ''", metadata={'tags': ['parameters']}))
     nbformat.write(nb, source)
     _, page = run_report(source, tmp_path/'r', {'x': ODD}, quiet=True)
-    assert unsafe(page.read_text()) == [] and shows(page.read_text(), repr(ODD)) and shows(page.read_text(), source.name)
+    assert unsafe(page.read_text()) == [] and shows(page.read_text(),
+                                                    repr(ODD)) and shows(page.read_text(), source.name)
 
 # ---- pages
 
-@pytest.mark.parametrize('markdown', [ODD, f'**{ODD}**', f'- {ODD}', '<div>\n\n<img src=x onerror=f()>\n\n</div>', '<script>f()</script>', '<svg/onload=f()>', '[a](vbscript:f())', '<a href="javascript:f()">x</a>'])
+@pytest.mark.parametrize('markdown', [ODD, f'**{ODD}**', f'- {ODD}', '<div>\n\n<img src=x onerror=f()>\n\n</div>',
+                                      '<script>f()</script>', '<svg/onload=f()>', '[a](vbscript:f())',
+                                      '<a href="javascript:f()">x</a>'])
 def test_markdown_of_outputs_runs_nothing(markdown):
     "Also a report of one's own that forgets `literal`: a second fence."
     html = runner.to_html(notebook(outputs=[shown(text_markdown=markdown)]), 't')
-    assert [b for b in unsafe(html) if 'http://a.b' not in b] == [] # a picture from elsewhere: the policy does not let it load
+    # a picture from elsewhere: the policy does not let it load
+    assert [b for b in unsafe(html) if 'http://a.b' not in b] == []
 
 def test_stderr_widgets_and_scripts_are_not_on_the_page():
     new = nbformat.v4
-    outputs = [new.new_output('stream', name='stderr', text='TqdmWarning: IProgress not found'), new.new_output('stream', name='stdout', text='kept'),
-               new.new_output('display_data', {'application/vnd.jupyter.widget-view+json': {'model_id': 'x'}, 'text/plain': 'FloatProgress'}), new.new_output('display_data', {'application/javascript': 'f()'})]
+    outputs = [new.new_output('stream', name='stderr', text='TqdmWarning: IProgress not found'),
+               new.new_output('stream', name='stdout', text='kept'),
+               new.new_output('display_data',
+                              {'application/vnd.jupyter.widget-view+json': {'model_id': 'x'},
+                               'text/plain': 'FloatProgress'}),
+               new.new_output('display_data', {'application/javascript': 'f()'})]
     nb = notebook(outputs=outputs)
     html = runner.to_html(nb, 't')
-    assert 'IProgress' not in html and 'FloatProgress' not in html and 'f()' not in html and 'kept' in html and unsafe(html) == []
-    assert 'jp-OutputArea-output"' in html.split('kept')[0][-400:] and 'application/vnd.jupyter.stderr' not in html.split('</style>')[-1]
+    assert 'IProgress' not in html and 'FloatProgress' not in html and 'f()' not in html and 'kept' in html and unsafe(
+        html) == []
+    assert 'jp-OutputArea-output"' in html.split('kept')[0][
+        -400:] and 'application/vnd.jupyter.stderr' not in html.split('</style>')[-1]
     assert len(nb.cells[-1].outputs) == 4, 'the executed notebook keeps them'
 
 def test_progress_of_any_kind_leaves_no_box(tmp_path):
     source = tmp_path/'bars.ipynb'
     new = nbformat.v4
-    nb = new.new_notebook(cells=[new.new_markdown_cell('# Bars'), new.new_code_cell('n = 1', metadata={'tags': ['parameters']}),
-                                 new.new_code_cell('import warnings\nwarnings.simplefilter("always")\nfrom tqdm.auto import tqdm\nfrom vfassoc.core import progress'),
-                                 new.new_code_cell("for _ in tqdm(range(3), desc='first'): pass\nfor _ in progress(range(3), desc='second'): pass\nprint('end')")],
+    nb = new.new_notebook(cells=[new.new_markdown_cell('# Bars'),
+                                 new.new_code_cell('n = 1', metadata={'tags': ['parameters']}),
+                                 new.new_code_cell('import warnings\nwarnings.simplefilter("always")\nfrom tqdm.auto '
+                                                   'import tqdm\nfrom vfassoc.core import progress'),
+                                 new.new_code_cell("for _ in tqdm(range(3), desc='first'): pass\nfor _ in "
+                                                   "progress(range(3), desc='second'): pass\nprint('end')")],
                          metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}})
     nbformat.write(nb, source)
     out, page = run_report(source, tmp_path/'r', {}, quiet=True)
@@ -115,14 +142,17 @@ def test_progress_of_any_kind_leaves_no_box(tmp_path):
 
 # ---- the name of a result
 
-@pytest.mark.parametrize('given, name', [('v1.2', 'v1.2'), ('v1.3', 'v1.3'), ('v1.2.html', 'v1.2'), ('v1.2.ipynb', 'v1.2'), ('a', 'a'), ('.hidden', '.hidden')])
+@pytest.mark.parametrize('given, name', [('v1.2', 'v1.2'), ('v1.3', 'v1.3'), ('v1.2.html', 'v1.2'),
+                                         ('v1.2.ipynb', 'v1.2'), ('a', 'a'), ('.hidden', '.hidden')])
 def test_a_name_keeps_its_dots(tmp_path, given, name):
     source = tmp_path/'small.ipynb'
     nb = notebook()
     nb.cells.insert(0, nbformat.v4.new_code_cell('n = 1', metadata={'tags': ['parameters']}))
     nbformat.write(nb, source)
     out, page = run_report(source, tmp_path/'out'/given, {}, quiet=True)
-    assert (out.name, page.name) == (f'{name}.ipynb', f'{name}.html') and {p.name for p in (tmp_path/'out').iterdir()} == {out.name, page.name}
+    assert (out.name, page.name) == (f'{name}.ipynb',
+                                     f'{name}.html') and {p.name for p in (tmp_path/'out').iterdir()} == {
+                                         out.name, page.name}
 
 @pytest.mark.parametrize('given', ['.', '/', '..', ''])
 def test_a_result_needs_a_name(tmp_path, given):
@@ -131,10 +161,12 @@ def test_a_result_needs_a_name(tmp_path, given):
 
 def test_the_command_keeps_the_name(tmp_path, odd, monkeypatch, capsys):
     from vfassoc.cli import main
-    monkeypatch.setattr(runner, 'run_report', lambda nb, out, given: (None, runner.result_name(out).with_name(runner.result_name(out).name + '.html')))
+    monkeypatch.setattr(runner, 'run_report', lambda nb, out,
+                        given: (None, runner.result_name(out).with_name(runner.result_name(out).name + '.html')))
     for name in ('v1.2', 'v1.3', 'v1.2.html'):
         main(['report', 'evaluate', '--run', str(odd[0]), '-o', str(tmp_path/name)])
-    assert [line.rpartition('/')[2] for line in capsys.readouterr().out.split()] == ['v1.2.html', 'v1.3.html', 'v1.2.html']
+    assert [line.rpartition('/')[2]
+            for line in capsys.readouterr().out.split()] == ['v1.2.html', 'v1.3.html', 'v1.2.html']
 
 # ---- in a browser
 
@@ -143,9 +175,14 @@ def test_in_a_browser_a_page_runs_nothing_and_its_tables_scroll(tmp_path):
     sync = pytest.importorskip('playwright.sync_api')
     chromium = shutil.which('chromium') or shutil.which('google-chrome')
     if not chromium: pytest.skip('no Chromium on this machine')
-    wide = tables.as_html(pd.DataFrame([['12.3 [11.1, 13.3]']*60], index=['method'], columns=pd.MultiIndex.from_product([range(6), range(10)]))).to_html()
-    bad = ''.join(f'<img src=x onerror="{w}"><script>{w}</script><iframe srcdoc="<script>parent.{w}</script>"></iframe><img src="http://127.0.0.1:9/a.png">' for w in ['document.title = 1'])
-    html = runner.to_html(notebook(outputs=[shown(text_html=wide + bad), shown(image_svg__xml='<svg xmlns="http://www.w3.org/2000/svg"><script>document.title = 1</script></svg>')]), 'title')
+    wide = tables.as_html(pd.DataFrame([['12.3 [11.1, 13.3]']*60], index=['method'],
+                                       columns=pd.MultiIndex.from_product([range(6), range(10)]))).to_html()
+    bad = ''.join(f'<img src=x onerror="{w}"><script>{w}</script><iframe '
+                  f'srcdoc="<script>parent.{w}</script>"></iframe><img src="http://127.0.0.1:9/a.png">'
+                  for w in ['document.title = 1'])
+    html = runner.to_html(notebook(outputs=[shown(text_html=wide + bad),
+                                            shown(
+                                                image_svg__xml='<svg xmlns="http://www.w3.org/2000/svg"><script>document.title = 1</script></svg>')]), 'title')
     (tmp_path/'page.html').write_text(html)
     with sync.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
@@ -156,7 +193,9 @@ def test_in_a_browser_a_page_runs_nothing_and_its_tables_scroll(tmp_path):
             tab.on('requestfailed', lambda r: asked.remove(r.url)) # refused by the policy before it left
             tab.goto((tmp_path/'page.html').as_uri())
             assert tab.title() == 'title' and [a for a in asked if not a.startswith(('file:', 'data:', 'about:'))] == []
-            box = tab.evaluate("""() => { let t = document.querySelector('table'), b = t.closest('.jp-OutputArea-output');
+            box = tab.evaluate(
+                """() => { let t = document.querySelector('table'), b = t.closest('.jp-OutputArea-output');
                 return {table: t.scrollWidth, box: b.clientWidth, inside: b.scrollWidth, overflow: getComputedStyle(b).overflowX, page: document.documentElement.scrollWidth} }""")
-            assert box['table'] > 2000 and box['box'] < 1100 and box['inside'] >= box['table'] and box['overflow'] == 'auto' and box['page'] <= 1100, box
+            assert box['table'] > 2000 and box['box'] < 1100 and box['inside'] >= box['table'] and box[
+                'overflow'] == 'auto' and box['page'] <= 1100, box
         finally: browser.close()

@@ -12,8 +12,10 @@ def test_patterns_choose():
 
 
 @pytest.mark.parametrize('variant, known, processors, word', [
-    (('SkylakeX', 'avx2', '1'), {'avx2'}, 2, 'avx512f'), (('unset', 'avx512', '1'), {'avx2'}, 2, 'avx512f'), (('Zen', 'default', '1'), {'sse2'}, 2, 'avx2'),
-    (('unset', 'default', '2'), {'sse2'}, 1, '2 threads on 1 processor'), (('Haswell', 'default', '1'), set(), 2, 'not known'),
+    (('SkylakeX', 'avx2', '1'), {'avx2'}, 2, 'avx512f'), (('unset', 'avx512', '1'), {'avx2'}, 2, 'avx512f'),
+    (('Zen', 'default', '1'), {'sse2'}, 2, 'avx2'),
+    (('unset', 'default', '2'), {'sse2'}, 1, '2 threads on 1 processor'),
+    (('Haswell', 'default', '1'), set(), 2, 'not known'),
     (('SkylakeX', 'avx512', '2'), {'avx2', 'avx512f'}, 2, ''), (('Prescott', 'default', '1'), set(), 1, '')])
 def test_what_the_processor_cannot_do_is_said(variant, known, processors, word):
     got = portable.cannot(variant, known, processors)
@@ -24,11 +26,13 @@ def test_a_variant_changes_only_its_own_variables(monkeypatch):
     monkeypatch.setenv('OPENBLAS_CORETYPE', 'Zen')
     assert 'OPENBLAS_CORETYPE' not in portable.environment(('unset', 'avx2', '2'))
     env = portable.environment(('Prescott', 'default', '1'))
-    assert (env['OPENBLAS_CORETYPE'], env['ATEN_CPU_CAPABILITY'], env['OMP_NUM_THREADS']) == ('Prescott', 'default', '1') and 'PATH' in env
+    assert (env['OPENBLAS_CORETYPE'], env['ATEN_CPU_CAPABILITY'],
+            env['OMP_NUM_THREADS']) == ('Prescott', 'default', '1') and 'PATH' in env
 
 
 def test_a_failing_test_fails_its_variant_and_the_whole(tmp_path, monkeypatch, capsys):
-    (tmp_path/'test_it.py').write_text("import os\ndef test_core(): assert os.environ['OPENBLAS_CORETYPE'] != 'Prescott'\ndef test_two(): pass\n")
+    (tmp_path/'test_it.py').write_text("import os\ndef test_core(): assert os.environ['OPENBLAS_CORETYPE'] != "
+                                       "'Prescott'\ndef test_two(): pass\n")
     monkeypatch.setattr(portable, 'FILES', [str(tmp_path/'test_it.py')])
     look = "import json; print(json.dumps(dict(blas=['Katmai'], torch='DEFAULT', threads={})))"
     monkeypatch.setattr(portable, 'LOOK', look.format(1))

@@ -34,10 +34,12 @@ def test_every_command_on_a_page_can_be_given(page):
 
 
 def test_the_pages_have_commands():
-    assert len(commands('README.md')) >= 5 and len(commands('VOXCELEB1.md')) >= 15 and len(commands('LIBRI_LFW.md')) >= 10
+    assert len(commands('README.md')) >= 5 and len(commands('VOXCELEB1.md')) >= 15 and len(
+        commands('LIBRI_LFW.md')) >= 10
 
 
-@pytest.mark.parametrize('page', [p for p in PAGES if (ROOT/p).is_file()] + ['CHANGELOG.md', 'notes/negative-results.md'])
+@pytest.mark.parametrize('page', [p for p in PAGES if (ROOT/p).is_file()] +
+                         ['CHANGELOG.md', 'notes/negative-results.md'])
 def test_every_link_on_a_page_leads_to_a_file(page):
     here = (ROOT/page).parent
     targets = re.findall(r'\]\(([^)\s#]+)[^)]*\)', (ROOT/page).read_text(encoding='utf-8'))

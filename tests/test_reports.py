@@ -27,8 +27,10 @@ def one_line(e): return '\n' not in str(e.value)
 # ---- before it runs
 
 @pytest.mark.parametrize('parameters, word', [
-    ({'txet': 'y'}, "unknown parameter 'txet'"), ({'n': 1.5}, 'not of type int'), ({'n': True}, 'not of type int'), ({'n': '1'}, 'not of type int'),
-    ({'rate': 'fast'}, 'not of type float'), ({'flag': 1}, 'not of type bool'), ({'text': None}, 'not of type str'), ({'names': 'a'}, 'not of type list'),
+    ({'txet': 'y'}, "unknown parameter 'txet'"), ({'n': 1.5}, 'not of type int'), ({'n': True}, 'not of type int'),
+    ({'n': '1'}, 'not of type int'),
+    ({'rate': 'fast'}, 'not of type float'), ({'flag': 1}, 'not of type bool'), ({'text': None}, 'not of type str'),
+    ({'names': 'a'}, 'not of type list'),
 ])
 def test_wrong_parameters_run_nothing(tmp_path, parameters, word):
     source = report(tmp_path/'small.ipynb', f'open({str(tmp_path/"ran")!r}, "w")')
@@ -41,9 +43,11 @@ def test_one_parameters_cell(tmp_path, marked):
         run_report(report(tmp_path/'small.ipynb', '1', marked=marked), tmp_path/'r', {})
     assert one_line(e)
 
-@pytest.mark.parametrize('source', ['n:int = 1', 'n = 1 + 1', 'n = m = 1', 'n, m = 1, 2', 'import os', 'n = f(1)', 'n = (', 'n.a = 1'])
+@pytest.mark.parametrize('source', ['n:int = 1', 'n = 1 + 1', 'n = m = 1', 'n, m = 1, 2', 'import os', 'n = f(1)',
+                                    'n = (', 'n.a = 1'])
 def test_parameters_are_plain_literals(tmp_path, source):
-    with pytest.raises(ConfigError, match='parameters') as e: declared(report(tmp_path/'small.ipynb', '1', parameters=source))
+    with pytest.raises(ConfigError, match='parameters') as e:
+        declared(report(tmp_path/'small.ipynb', '1', parameters=source))
     assert one_line(e)
 
 def test_comments_and_equal_signs_do_not_confuse(tmp_path):
@@ -93,23 +97,28 @@ def test_values_arrive_unchanged(tmp_path):
     nb = nbformat.read(out, as_version=4)
     printed = [c.outputs[0].text for c in nb.cells if c.cell_type == 'code' and c.outputs][0]
     assert json.loads(printed) == [values[k] for k in ('text', 'names', 'n', 'rate', 'flag')]
-    assert nb.metadata.vfassoc.parameters == values and nb.metadata.vfassoc.sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert nb.metadata.vfassoc.parameters == values and nb.metadata.vfassoc.sha256 == hashlib.sha256(
+        source.read_bytes()).hexdigest()
     last = nb.cells[-1].source
     assert last.startswith('## Provenance') and nb.metadata.vfassoc.python in last
-    assert repr(values['text']) in BeautifulSoup(page.read_text(), 'html.parser').get_text(), 'a value is text, not markup'
+    assert repr(values['text']) in BeautifulSoup(page.read_text(),
+                                                 'html.parser').get_text(), 'a value is text, not markup'
 
 def test_a_failing_cell_keeps_the_old_result(tmp_path):
-    source = report(tmp_path/'small.ipynb', '# a comment\nx = 12345', "if not flag:\n    raise ValueError('first\\nsecond')\nx")
+    source = report(tmp_path/'small.ipynb', '# a comment\nx = 12345',
+                    "if not flag:\n    raise ValueError('first\\nsecond')\nx")
     out, page = run_report(source, tmp_path/'out'/'r', {}, quiet=True)
     before = out.read_bytes(), page.read_bytes()
     with pytest.raises(RunError) as e: run_report(source, tmp_path/'out'/'r', {'flag': False}, quiet=True)
-    assert one_line(e) and "cell 3 under 'Small' (`if not flag:`): ValueError: first second" in str(e.value) and 'r.failed.ipynb' in str(e.value)
+    assert one_line(e) and "cell 3 under 'Small' (`if not flag:`): ValueError: first second" in str(
+        e.value) and 'r.failed.ipynb' in str(e.value)
     assert (out.read_bytes(), page.read_bytes()) == before
     assert sorted(p.name for p in out.parent.iterdir()) == ['r.failed.ipynb', 'r.html', 'r.ipynb']
     failed = nbformat.read(out.with_name('r.failed.ipynb'), as_version=4)
     assert any(o.output_type == 'error' and o.ename == 'ValueError' for c in failed.cells for o in c.get('outputs', []))
     run_report(source, tmp_path/'out'/'r', {}, quiet=True)
-    assert sorted(p.name for p in out.parent.iterdir()) == ['r.html', 'r.ipynb'], 'a failure that was repaired leaves nothing behind'
+    assert sorted(p.name for p in out.parent.iterdir()) == [
+        'r.html', 'r.ipynb'], 'a failure that was repaired leaves nothing behind'
 
 def test_cell_number_without_given_parameters(tmp_path):
     with pytest.raises(RunError, match=r'cell 2 under .Small. \(`1/0`\): ZeroDivisionError'):
@@ -127,17 +136,20 @@ def test_no_such_kernel(tmp_path):
 
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path/'file').write_text('')
-    with pytest.raises(RunError, match='cannot be written') as e: run_report(report(tmp_path/'small.ipynb', '1'), tmp_path/'file'/'r', {}, quiet=True)
+    with pytest.raises(RunError, match='cannot be written') as e:
+        run_report(report(tmp_path/'small.ipynb', '1'), tmp_path/'file'/'r', {}, quiet=True)
     assert one_line(e)
 
 def test_a_full_disk_keeps_the_old_result(tmp_path, monkeypatch):
     source = report(tmp_path/'small.ipynb', 'n')
     out, page = run_report(source, tmp_path/'out'/'r', {}, quiet=True)
-    assert nbformat.read(out, as_version=4).metadata.vfassoc.parameters == declared(source), 'defaults are on record too'
+    assert nbformat.read(out, as_version=4).metadata.vfassoc.parameters == declared(
+        source), 'defaults are on record too'
     before = out.read_bytes(), page.read_bytes()
     def full(*a, **kw): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(runner.nbformat, 'write', full)
-    with pytest.raises(RunError, match='No space left') as e: run_report(source, tmp_path/'out'/'r', {'n': 2}, quiet=True)
+    with pytest.raises(RunError, match='No space left') as e:
+        run_report(source, tmp_path/'out'/'r', {'n': 2}, quiet=True)
     assert one_line(e) and (out.read_bytes(), page.read_bytes()) == before
     assert not list(out.parent.glob('.*'))
 
@@ -167,30 +179,38 @@ def test_pictures_of_markdown_cells_are_in_the_page(tmp_path):
 def outside(html:str) -> list[str]:
     "Every address that a browser would fetch to show the page."
     soup = BeautifulSoup(html, 'html.parser')
-    found = [t[a] for t in soup.find_all(True) for a in ('src', 'href', 'srcset', 'data', 'poster') if t.get(a) and t.name != 'a']
-    style = ' '.join([*(t.get_text() for t in soup.find_all('style')), *(t['style'] for t in soup.find_all(style=True))])
+    found = [t[a] for t in soup.find_all(True) for a in ('src', 'href', 'srcset', 'data', 'poster') if t.get(a)
+             and t.name != 'a']
+    style = ' '.join([*(t.get_text() for t in soup.find_all('style')),
+                      *(t['style'] for t in soup.find_all(style=True))])
     found += re.findall(r'url\(\s*["\']?([^)"\']+)', style) + re.findall(r'@import\s+["\']([^"\']+)', style)
     found += re.findall(r'https?://[^\s"\'`)]+', ' '.join(t.get_text() for t in soup.find_all('script')))
     return [f for f in found if not f.startswith(('data:', '#'))]
 
 def test_outside_notices():
-    for html in ('<script src="https://a/b.js"></script>', '<link rel="stylesheet" href="//a/b.css">', '<img src="x.png">', '<audio><source src="http://a"></audio>',
-                 '<style>@import "http://a"; p {background: url(http://b)}</style>', '<script type="module">import m from "https://a"</script>', '<script>const u = await import("https://a")</script>'):
+    for html in ('<script src="https://a/b.js"></script>', '<link rel="stylesheet" href="//a/b.css">',
+                 '<img src="x.png">', '<audio><source src="http://a"></audio>',
+                 '<style>@import "http://a"; p {background: url(http://b)}</style>',
+                 '<script type="module">import m from "https://a"</script>',
+                 '<script>const u = await import("https://a")</script>'):
         assert outside(html), html
     assert not outside('<a href="https://a">text</a><img src="data:image/png;base64,xx"><svg><use href="#a"/></svg>')
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
     d = tmp_path_factory.mktemp('fake')
-    return [make_run(d/'runs'/f'cid-{s}', d/'corpus', s) for s in range(2)] + [make_run(d/'runs'/'other', d/'corpus', 0, 'Other <b>', 3.)]
+    return [make_run(d/'runs'/f'cid-{s}', d/'corpus', s)
+            for s in range(2)] + [make_run(d/'runs'/'other', d/'corpus', 0, 'Other <b>', 3.)]
 
-def fingerprint(folders): return {p: hashlib.sha256(p.read_bytes()).hexdigest() for d in folders for p in d.rglob('*') if p.is_file()}
+def fingerprint(folders):
+    return {p: hashlib.sha256(p.read_bytes()).hexdigest() for d in folders for p in d.rglob('*') if p.is_file()}
 
 @pytest.fixture(scope='module')
 def made(runs, tmp_path_factory):
     d = tmp_path_factory.mktemp('report')
     before = fingerprint(runs)
-    out, page = run_report(EVALUATE, d/'evaluate', dict(runs=runs, figures=d/'figures', examples=1, top=3, title='Tiny'), quiet=True)
+    out, page = run_report(EVALUATE, d/'evaluate',
+                           dict(runs=runs, figures=d/'figures', examples=1, top=3, title='Tiny'), quiet=True)
     return out, page, d/'figures', before == fingerprint(runs)
 
 def test_reads_run_folders_and_writes_nothing_there(made): assert made[3]
@@ -200,7 +220,8 @@ def test_page_needs_no_network(made): assert outside(made[1].read_text()) == []
 def test_page_has_the_scores_of_the_runs(made, runs):
     text = BeautifulSoup(made[1].read_text(), 'html.parser').get_text(' ')
     for r, n in ((runs[:2], 2), (runs[2:], 1)):
-        auc = np.mean([next(s['value'] for s in read_json(p/'metrics.json')['scores'] if (s['metric'], s['stratum']) == ('auc', 'G')) for p in r])
+        auc = np.mean([next(s['value'] for s in read_json(p/'metrics.json')['scores'] if (s['metric'], s['stratum']) ==
+                            ('auc', 'G')) for p in r])
         assert f'{100*auc:.1f}' in text
     rows = {th.get_text() for th in BeautifulSoup(made[1].read_text(), 'html.parser').select('th.row_heading')}
     assert {'CID (2 seeds)', 'Other <b>', 'chance', 'ceiling'} <= rows, 'a method\'s name is text, not markup'
@@ -208,20 +229,26 @@ def test_page_has_the_scores_of_the_runs(made, runs):
 
 def test_page_has_pictures_and_sound(made):
     soup = BeautifulSoup(made[1].read_text(), 'html.parser')
-    assert len(soup.select('audio source[src^="data:audio/wav"]')) == 1 + 3, 'a probe voice; the first three voices for a probe face'
+    assert len(
+        soup.select(
+            'audio source[src^="data:audio/wav"]')) == 1 + 3, 'a probe voice; the first three voices for a probe face'
     assert len(soup.select('img[src^="data:image/png"]')) == 7
-    assert {p.name for p in made[2].iterdir()} == {f'{n}.png' for n in ('verification', 'matching', 'roc', 'scores', 'training', 'retrieval-voice-1', 'retrieval-face-1')}
+    assert {p.name for p in made[2].iterdir()} == {f'{n}.png' for n in ('verification', 'matching', 'roc', 'scores',
+                                                                        'training', 'retrieval-voice-1',
+                                                                        'retrieval-face-1')}
 
 def test_roc_curve_agrees_with_the_table(made, runs):
     "The AUC in the legend comes from the trials, the one in the table from metrics.json."
     t = pd.read_parquet(runs[2]/'trials.parquet').query('stratum == "U" and task == "verification"')
     ax = plots.roc({'m': (t.label, t.score)})
-    value = next(s['value'] for s in read_json(runs[2]/'metrics.json')['scores'] if (s['metric'], s['stratum']) == ('auc', 'U'))
+    value = next(s['value'] for s in read_json(runs[2]/'metrics.json')['scores'] if (s['metric'], s['stratum']) ==
+                 ('auc', 'U'))
     assert ax.get_legend().get_texts()[-1].get_text() == f'm, AUC {100*value:.1f}'
 
 def test_a_corpus_that_is_gone_is_said_in_its_place(runs, tmp_path, monkeypatch):
     monkeypatch.setenv('MPLBACKEND', 'agg') # as on many servers: a notebook then shows no figures by itself
-    out, page = run_report(EVALUATE, tmp_path/'r', dict(runs=runs[:1], figures=tmp_path/'f', corpus=str(tmp_path/'gone')), quiet=True)
+    out, page = run_report(EVALUATE, tmp_path/'r',
+                           dict(runs=runs[:1], figures=tmp_path/'f', corpus=str(tmp_path/'gone')), quiet=True)
     assert 'The corpus is not at' in page.read_text() and 'Provenance' in page.read_text()
     assert 'roc.png' in {p.name for p in (tmp_path/'f').iterdir()} and '<audio' not in page.read_text()
     assert len(BeautifulSoup(page.read_text(), 'html.parser').select('img[src^="data:image/png"]')) == 5
@@ -246,10 +273,12 @@ def test_old_runs_name_the_scorer_by(tmp_path, runs):
 def test_tables_of_odd_runs(tmp_path, runs):
     with pytest.raises(RunError, match='no run here'): tables.read_scores([tmp_path])
     with pytest.raises(RunError, match='no runs given'): tables.read_scores([])
-    with pytest.raises(RunError, match='different corpora'): tables.read_scores([runs[0], make_run(tmp_path/'b', tmp_path/'corpus', 3, corpus_hash='other')])
+    with pytest.raises(RunError, match='different corpora'):
+        tables.read_scores([runs[0], make_run(tmp_path/'b', tmp_path/'corpus', 3, corpus_hash='other')])
     with pytest.raises(RunError, match='the same seed'): tables.read_scores([runs[0], runs[0]])
     seen = make_run(tmp_path/'seen', tmp_path/'corpus', 0, protocol='seen')
-    assert 'CID, seen-heard' in tables.paper_table(tables.read_scores([runs[0], seen])).index, 'people the model has met are another protocol'
+    assert 'CID, seen-heard' in tables.paper_table(
+        tables.read_scores([runs[0], seen])).index, 'people the model has met are another protocol'
     m = read_json(runs[0]/'metrics.json')
     old = make_run(tmp_path/'old', tmp_path/'corpus', 4)
     write_json(old/'metrics.json', {**m, 'schema': 0})
@@ -257,7 +286,8 @@ def test_tables_of_odd_runs(tmp_path, runs):
     write_json(old/'metrics.json', {**m, 'scores': m['scores'] + m['scores'][:1]})
     with pytest.raises(RunError, match='several scores'): tables.paper_table(tables.read_scores([old]))
     write_json(old/'metrics.json', {**m, 'scores': []})
-    assert 'CID' not in tables.as_text(tables.paper_table(tables.read_scores([runs[0]]), tables.VERIFICATION[3:4]).iloc[1:])
+    assert 'CID' not in tables.as_text(tables.paper_table(tables.read_scores([runs[0]]),
+                                                          tables.VERIFICATION[3:4]).iloc[1:])
 
 def test_the_three_forms_say_the_same(runs):
     t = tables.paper_table(tables.read_scores(runs))
@@ -287,7 +317,8 @@ def test_plots_of_little_data():
 
 def rows_of(page) -> dict:
     "Label of each row of a page's first table of scores -> its cells."
-    table = next(t for t in BeautifulSoup(page.read_text(), 'html.parser').select('table') if t.select('th.row_heading'))
+    table = next(t for t in BeautifulSoup(page.read_text(), 'html.parser').select('table')
+                 if t.select('th.row_heading'))
     return {tr.th.get_text(): [td.get_text() for td in tr.select('td')] for tr in table.select('tbody tr')}
 
 def said(page) -> str: return ' '.join(BeautifulSoup(page.read_text(), 'html.parser').get_text(' ').split())
@@ -296,30 +327,39 @@ def said(page) -> str: return ' '.join(BeautifulSoup(page.read_text(), 'html.par
 def test_better_needs_three_seeds(tmp_path, seeds, verdict):
     grid = make_grid(tmp_path/'g', tmp_path/'corpus', {'CID': seeds, 'strong': seeds})
     _, page = run_report('compare', tmp_path/'r', dict(grid=grid, figures=tmp_path/'f'), code='hide', quiet=True)
-    found = re.findall(r'AUC, U: strong against CID: .{4,40}?, (\d) seeds?: (cannot say|better|worse|no difference seen)', said(page))
+    found = re.findall(
+        r'AUC, U: strong against CID: .{4,40}?, (\d) seeds?: (cannot say|better|worse|no difference seen)', said(page))
     assert found == [(str(seeds), verdict)]
-    d = paired_differences(tables.read_scores([grid/f'v{i}/seed{s}' for i in (0, 1) for s in range(seeds)]), 'CID').query('metric == "auc" and stratum == "U"').iloc[0]
-    assert d.value > .1 and np.isfinite([d.low, d.high]).all() == (seeds > 1), 'the interval is shown, the word is not said'
+    d = paired_differences(tables.read_scores([grid/f'v{i}/seed{s}' for i in (0, 1) for s in range(seeds)]),
+                           'CID').query('metric == "auc" and stratum == "U"').iloc[0]
+    assert d.value > .1 and np.isfinite([d.low, d.high]).all() == (
+        seeds > 1), 'the interval is shown, the word is not said'
 
 def test_compare_with_what_a_grid_has(tmp_path):
     grid = make_grid(tmp_path/'g', tmp_path/'corpus', {'CID': 3, 'B': 1}, {'CID': 3, 'B': 2, 'FAA <b>': 3})
     _, page = run_report('compare', tmp_path/'r', dict(grid=grid, figures=tmp_path/'f'), code='hide', quiet=True)
     rows = rows_of(page)
-    assert set(rows['FAA <b>']) == {'–'} and rows['CID (3 seeds)'][0] != '–' and 'B, seed 1; FAA <b>, seed 0' in said(page)
-    _, page = run_report('compare', tmp_path/'r', dict(grid=grid, figures=tmp_path/'f', baseline='FAA <b>'), code='hide', quiet=True)
+    assert set(rows['FAA <b>']) == {'–'} and rows['CID (3 seeds)'][0] != '–' and 'B, seed 1; FAA <b>, seed 0' in said(
+        page)
+    _, page = run_report('compare', tmp_path/'r', dict(grid=grid, figures=tmp_path/'f', baseline='FAA <b>'),
+                         code='hide', quiet=True)
     assert 'no finished run of FAA <b>' in said(page) and 'CID (3 seeds)' in rows_of(page)
 
 @pytest.mark.parametrize('name', ['ablation_cmpc', 'ablation_faa'])
 def test_ablations_with_what_a_grid_has(tmp_path, name):
     grid = make_grid(tmp_path/'g', tmp_path/'corpus', {'CID': 3, '+ prototypes': 2, 'late': 1})
     plan = read_json(grid/'grid.json')
-    write_json(grid/'grid.json', {**plan, 'cells': [{**c, 'seed': 7} if c['variant'] == 'late' else c for c in plan['cells']]})
+    write_json(grid/'grid.json', {**plan, 'cells': [{**c, 'seed': 7} if c['variant'] == 'late' else c
+                                                    for c in plan['cells']]})
     c = read_json(grid/'v2/seed0/config.json')
     write_json(grid/'v2/seed0/config.json', {**c, 'train': {**c['train'], 'seed': 7}})
     asked = dict(grid=grid, figures=tmp_path/'f', variants=['late', '+ prototypes', 'CID', 'gone'])
     _, page = run_report(name, tmp_path/'r', dict(asked, baseline='CID'), code='hide', quiet=True)
-    assert set(rows_of(page)['gone']) == {'–'} and 'gone' in said(page) and {'CID (3 seeds)', '+ prototypes (2 seeds)', 'late'} <= rows_of(page).keys()
-    assert re.search(r'AUC, U: late against CID: –, no shared seed: cannot say', said(page)) and re.search(r'\+ prototypes against CID: \+\d.{4,40}?, 2 seeds: cannot say', said(page))
+    assert set(rows_of(page)['gone']) == {'–'} and 'gone' in said(page) and {'CID (3 seeds)', '+ prototypes (2 seeds)',
+                                                                             'late'} <= rows_of(page).keys()
+    assert re.search(r'AUC, U: late against CID: –, no shared seed: cannot say',
+                     said(page)) and re.search(r'\+ prototypes against CID: \+\d.{4,40}?, 2 seeds: cannot say',
+                                               said(page))
     _, page = run_report(name, tmp_path/'r', dict(asked, baseline='gone'), code='hide', quiet=True)
     assert 'no finished run of gone' in said(page)
 
@@ -329,12 +369,17 @@ CMPC = {'name': 'cmpc', 'num_prototypes': [4], 'cid_samples': 2000}
 
 def test_a_run_that_never_left_its_warm_up(tmp_path):
     short, long, cid = (make_run(tmp_path/k, tmp_path/'corpus', i, name, method=m) for i, (k, name, m) in enumerate(
-        [('short', 'CMPC', CMPC), ('long', 'CMPC 300', {**CMPC, 'cid_samples': 300}), ('cid', 'CID', {**CMPC, 'prototypes': False, 'recalibration': False})]))
-    assert tables.warmup_only(short) == '640 samples trained, prototypes begin after 2000' and not tables.warmup_only(long) and not tables.warmup_only(cid)
+        [('short', 'CMPC', CMPC), ('long', 'CMPC 300', {**CMPC, 'cid_samples': 300}),
+         ('cid', 'CID', {**CMPC, 'prototypes': False, 'recalibration': False})]))
+    assert tables.warmup_only(short) == '640 samples trained, prototypes begin after 2000' and not tables.warmup_only(
+        long) and not tables.warmup_only(cid)
     t = tables.paper_table(tables.read_scores([short, long, cid]))
     assert list(t.index[:3]) == ['CMPC (warm-up only)', 'CMPC 300', 'CID']
-    assert all('CMPC (warm-up only)' in form for form in (tables.as_text(t), tables.as_markdown(t), tables.as_html(t).to_html()))
-    assert [n for n in tables.read_notes([short, long, cid]) if 'CMPC' in n] == ['CMPC (short): warm-up only, so this is CID: 640 samples trained, prototypes begin after 2000']
+    assert all('CMPC (warm-up only)' in form
+               for form in (tables.as_text(t), tables.as_markdown(t), tables.as_html(t).to_html()))
+    assert [n for n in tables.read_notes([short, long, cid])
+            if 'CMPC' in n] == ['CMPC (short): warm-up only, so this is CID: 640 samples trained, prototypes begin '
+                                'after 2000']
     h = pd.read_csv(long/'history.csv').assign(prototypes=0)
     h.to_csv(long/'history.csv', index=False)
     assert tables.warmup_only(long), 'the epochs were few: the clustering never came'
@@ -366,8 +411,10 @@ def test_captions_under_examples_are_inside_the_picture(voices):
 
 def test_the_chance_line_lies_on_white_above_the_bars():
     ax = plots.bars(['U'], {'m': np.array([[.8, .7, .9]])}, chance=np.array([.5]))
-    white, black = (c for c in ax.collections if c.get_segments() and c.get_segments()[0][0][1] == c.get_segments()[0][-1][1])
-    assert min(white.get_zorder(), black.get_zorder()) > max(p.get_zorder() for p in ax.patches) and white.get_zorder() < black.get_zorder()
+    white, black = (c for c in ax.collections if c.get_segments() and c.get_segments()[0][0][1] ==
+                    c.get_segments()[0][-1][1])
+    assert min(white.get_zorder(), black.get_zorder()) > max(p.get_zorder()
+                                                             for p in ax.patches) and white.get_zorder() < black.get_zorder()
     assert white.get_linewidth()[0] > black.get_linewidth()[0] and tuple(white.get_color()[0][:3]) == (1, 1, 1)
 
 def test_the_legend_of_rho_stands_beside_the_marks():
@@ -381,12 +428,15 @@ def test_epochs_are_whole_numbers(epochs):
     ax.axvline(epochs[0])
     shown = [t for t in ax.get_xticks() if ax.get_xlim()[0] <= t <= ax.get_xlim()[1]]
     assert shown and all(t == round(t) for t in shown) and set(shown) <= set(range(6)) and set(shown) & set(epochs)
-    curves = plots.training_curves({'m': pd.DataFrame(dict(epoch=epochs, valid_auc=[.5 + .001*e for e in epochs]))}).axes[0]
+    curves = plots.training_curves({'m': pd.DataFrame(dict(epoch=epochs,
+                                                           valid_auc=[.5 + .001*e for e in epochs]))}).axes[0]
     shown = [t for t in curves.get_xticks() if curves.get_xlim()[0] <= t <= curves.get_xlim()[1]]
-    assert all(t == round(t) for t in shown) and np.diff(curves.get_ylim())[0] >= 15, 'AUC 50.1 to 50.4 does not fill the axis'
+    assert all(t == round(t)
+               for t in shown) and np.diff(curves.get_ylim())[0] >= 15, 'AUC 50.1 to 50.4 does not fill the axis'
 
 def test_twelve_people_have_twelve_marks():
-    picked = pd.DataFrame([dict(identity=f'id{i:02d}', gender='mf'[i % 2], modality=m) for i in range(12) for m in ('voice', 'face') for _ in range(3)])
+    picked = pd.DataFrame([dict(identity=f'id{i:02d}', gender='mf'[i % 2], modality=m) for i in range(12)
+                           for m in ('voice', 'face') for _ in range(3)])
     ax = tsne.draw_map(np.random.default_rng(0).normal(size=(len(picked), 2)), picked)
     look = {(tuple(c.get_paths()[0].vertices.ravel().round(3)), len(c.get_facecolor()) > 0) for c in ax.collections}
     assert len(look) == 24, 'a shape for each person, filled for faces and open for voices'

@@ -39,7 +39,8 @@ def test_one_command_renders_the_page(cmpc_grid, tmp_path, monkeypatch, capsys):
     commit = read_json(runs[0]/'provenance.json')['git_commit']
     assert '4 runs of the sweep `small`, seeds 0, 1' in text and (commit or 'unknown')[:10] in text
     assert 'vfassoc report compare --grid small' in text and f'vfassoc results --sweep {tmp_path}/small.json' in text
-    assert (tmp_path/'figures/published/compare.png').read_bytes()[:4] == b'\x89PNG' and 'figures/published/compare.png' in text
+    assert (tmp_path/'figures/published/compare.png').read_bytes()[
+        :4] == b'\x89PNG' and 'figures/published/compare.png' in text
 
 
 def test_three_seeds_give_a_verdict_of_the_claim(tmp_path):

@@ -11,7 +11,8 @@ def copy(tmp_path): return copy_to(tmp_path/'house')
 def contents(folder) -> dict:
     "Every file's bytes, but not what Python and jupytext leave beside them."
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob('*')
-            if p.is_file() and not {'__pycache__', '.git', 'percent', '.ipynb_checkpoints'} & set(p.relative_to(folder).parts)}
+            if p.is_file() and not {'__pycache__', '.git', 'percent',
+                                    '.ipynb_checkpoints'} & set(p.relative_to(folder).parts)}
 
 def changed(before:dict, after:dict) -> list[str]:
     return sorted(str(p) for p in before.keys() | after.keys() if before.get(p) != after.get(p))
@@ -60,10 +61,13 @@ def richest() -> list:
     "Five notebooks: the report with the most cells, and the chapters with the most cells, bytes, kinds of output and directives."
     loaded = {p: nbformat.read(ROOT/p, as_version=4).cells for p in notebooks()}
     report, chapter = (lambda p: 'reports' in p.parts), (lambda p: 'reports' not in p.parts)
-    outputs = lambda p: len({m for c in loaded[p] for o in c.get('outputs', []) for m in o.get('data', [o.output_type])})
-    directives = lambda p: len({line for c in loaded[p] for line in c.source.splitlines() if line.startswith('#| ')})
+    def outputs(p):
+        return len({m for c in loaded[p] for o in c.get('outputs', []) for m in o.get('data', [o.output_type])})
+    def directives(p):
+        return len({line for c in loaded[p] for line in c.source.splitlines() if line.startswith('#| ')})
     chosen = []
-    for which, key in ((report, lambda p: len(loaded[p])), (chapter, lambda p: len(loaded[p])), (chapter, lambda p: (ROOT/p).stat().st_size),
+    for which, key in ((report, lambda p: len(loaded[p])), (chapter, lambda p: len(loaded[p])),
+                       (chapter, lambda p: (ROOT/p).stat().st_size),
                        (chapter, outputs), (chapter, directives)):
         chosen.append(max((p for p in loaded if which(p) and p not in chosen), key=key))
     return chosen
@@ -78,10 +82,12 @@ def test_round_trip_keeps_tags_and_outputs(copy):
     path = copy/'nbs/reports/everything.ipynb'
     path.parent.mkdir(parents=True, exist_ok=True)
     new = nbformat.v4
-    nb = new.new_notebook(metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}}, cells=[
+    nb = new.new_notebook(metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3',
+                                                   'language': 'python'}}, cells=[
         new.new_raw_cell('---\nskip_exec: true\n---'), new.new_markdown_cell('# Title\n\n> Line.'),
         new.new_code_cell("runs = ['a'] # folders", metadata={'tags': ['parameters']}),
-        new.new_code_cell('#| hide\n%matplotlib inline\nx', outputs=[new.new_output('execute_result', data={'text/plain': '1', 'image/png': 'aGk='})])])
+        new.new_code_cell('#| hide\n%matplotlib inline\nx',
+                          outputs=[new.new_output('execute_result', data={'text/plain': '1', 'image/png': 'aGk='})])])
     nbformat.write(nb, path)
     call('jupytext', '--quiet', '--sync', path, cwd=copy)
     script = copy/'percent/reports/everything.py'
@@ -94,7 +100,8 @@ def test_round_trip_keeps_tags_and_outputs(copy):
 
 def test_git_diff_of_a_notebook_is_text(copy):
     "After `make setup`, `git diff` shows the cells of a changed chapter, not its JSON."
-    for cmd in (['init', '-q'], ['add', '-A'], ['-c', 'user.name=t', '-c', 'user.email=t@t', 'commit', '-q', '-m', 'all']):
+    for cmd in (['init', '-q'], ['add', '-A'],
+                ['-c', 'user.name=t', '-c', 'user.email=t@t', 'commit', '-q', '-m', 'all']):
         call('git', *cmd, cwd=copy)
     path = copy/'nbs/12_appendix/01_core.ipynb'
     nb = nbformat.read(path, as_version=4)

@@ -24,7 +24,8 @@ def python(wheel, tmp_path_factory):
     env = tmp_path_factory.mktemp('empty')
     call(sys.executable, '-m', 'venv', '--without-pip', env, cwd=env)
     python = env/'bin'/'python'
-    call(sys.executable, '-m', 'pip', '-q', '--disable-pip-version-check', '--python', python, 'install', '--no-deps', '--no-index', wheel, cwd=env)
+    call(sys.executable, '-m', 'pip', '-q', '--disable-pip-version-check', '--python', python, 'install', '--no-deps',
+         '--no-index', wheel, cwd=env)
     folder = Path(call(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))', cwd=env).strip())
     (folder/'dependencies.pth').write_text('\n'.join(site.getsitepackages()) + '\n')
     return python
@@ -35,20 +36,24 @@ def test_holds_the_library_and_its_reports_and_nothing_else(wheel):
     inside = {n for n in zipfile.ZipFile(wheel).namelist() if '.dist-info/' not in n}
     assert inside - REPORTS.keys() == {p.as_posix() for p in modules()}
     folders = {Path(n).parent.as_posix() for n in inside - REPORTS.keys()}
-    assert folders == {Path(n).parent.as_posix() for n in inside if n.endswith('/__init__.py')}, 'a folder of modules without __init__.py'
+    assert folders == {Path(n).parent.as_posix() for n in inside
+                       if n.endswith('/__init__.py')}, 'a folder of modules without __init__.py'
 
 def test_reports_are_those_of_the_book(wheel):
     z = zipfile.ZipFile(wheel)
-    assert REPORTS and {n: z.read(n) for n in z.namelist() if n.endswith('.ipynb')} == {n: p.read_bytes() for n,p in REPORTS.items()}
+    assert REPORTS and {n: z.read(n) for n in z.namelist()
+                        if n.endswith('.ipynb')} == {n: p.read_bytes() for n,p in REPORTS.items()}
 
 def test_declares_ranges(wheel):
     z = zipfile.ZipFile(wheel)
     meta = email.message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith('METADATA'))))
-    needs = [r for r in map(Requirement, meta.get_all('Requires-Dist')) if r.name != 'vfassoc'] # an extra may name another extra
+    # an extra may name another extra
+    needs = [r for r in map(Requirement, meta.get_all('Requires-Dist')) if r.name != 'vfassoc']
     plain = {r.name for r in needs if not r.marker}
     assert {'torch', 'torchaudio', 'torchvision', 'accelerate', 'papermill'} <= plain
     assert not {'nbdev', 'jupytext', 'pytest'} & plain, 'what only developers need belongs to the extra `dev`'
-    assert all(r.specifier for r in needs) and not any(s.operator in ('==', '===') for r in needs if not r.marker for s in r.specifier)
+    assert all(r.specifier for r in needs) and not any(s.operator in ('==', '===') for r in needs if not r.marker
+                                                       for s in r.specifier)
     assert meta['Requires-Python'] and '3.11' in meta['Requires-Python']
     assert b'vfassoc = vfassoc.cli:main' in z.read(next(n for n in z.namelist() if n.endswith('entry_points.txt')))
 
@@ -95,7 +100,8 @@ def test_the_demo_runs_outside_the_repository(python, tmp_path, name):
     of the book by its name, or a copy of one's own by its path."""
     (tmp_path/'demo.py').write_text(SCRIPT)
     if name == 'mine.ipynb': shutil.copy(ROOT/'nbs'/'reports'/'evaluate.ipynb', tmp_path/name)
-    page = call(python, 'demo.py', name, cwd=tmp_path, JUPYTER_PATH=f'{sys.prefix}/share/jupyter') # nbconvert's page templates
+    # nbconvert's page templates
+    page = call(python, 'demo.py', name, cwd=tmp_path, JUPYTER_PATH=f'{sys.prefix}/share/jupyter')
     assert 'verification (AUC)' in page and 'ceiling, AUC' not in page
     assert page.count('<audio') == 1 + 5 and 'another version of the generator' not in page and 'not at' not in page
     assert {p.name for p in tmp_path.iterdir()} == {'demo.py', 'data', 'runs', 'figures', name} - {'evaluate'}

@@ -14,9 +14,12 @@ from vfassoc.training.loop import fit, make_accelerator
 N, BATCH = 48, 8
 METHODS = {'cid': {'name': 'cid'}, # the warm-up of the others ends in the first epoch
            'cmpc': {'name': 'cmpc', 'num_prototypes': (4, 9), 'cid_samples': 30, 'tau': .1},
-           'faa': {'name': 'faa', 'patience': 1, 'min_clusters': 5, 'negative_mining': 'sampled', 'fusion': dict(dim=8, layers=2, heads=2, inner=16, dropout=0.)},
-           'faa-hardest': {'name': 'faa', 'clustering': 'fixed', 'n_clusters': 12, 'fusion': dict(dim=8, layers=2, heads=2, inner=16, dropout=0.)},
-           'cmpc-released': {'name': 'cmpc-released', 'num_prototypes': (4, 9), 'cid_samples': 30, 'cluster_every': 4, 'tau': .1}}
+           'faa': {'name': 'faa', 'patience': 1, 'min_clusters': 5, 'negative_mining': 'sampled',
+                   'fusion': dict(dim=8, layers=2, heads=2, inner=16, dropout=0.)},
+           'faa-hardest': {'name': 'faa', 'clustering': 'fixed', 'n_clusters': 12,
+                           'fusion': dict(dim=8, layers=2, heads=2, inner=16, dropout=0.)},
+           'cmpc-released': {'name': 'cmpc-released', 'num_prototypes': (4, 9), 'cid_samples': 30, 'cluster_every': 4,
+                             'tau': .1}}
 
 
 def batches(epoch, start, before=lambda step: None, rank=0, n=1):
@@ -62,7 +65,8 @@ def run(path, before=lambda step: None, steps=18, dropout=False, validate=None, 
     cfg = TrainConfig(**{**dict(total_samples=steps*BATCH, batch_size=BATCH, lr_warmup=0, checkpoint_every=4), **cfg})
     acc = make_accelerator(RunFolder(path), cpu=True)
     rank, n = rank_and_world()
-    result = fit(model, lambda e, s: batches(e, s, before, rank, n), N//BATCH, cfg, RunFolder(path), validate, accelerator=acc, quiet=True)
+    result = fit(model, lambda e, s: batches(e, s, before, rank, n), N//BATCH, cfg, RunFolder(path), validate,
+                 accelerator=acc, quiet=True)
     return model, result
 
 

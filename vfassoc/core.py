@@ -26,7 +26,8 @@ def printable(
     text:str, # any text
 ) -> str: # the same on one line
     "Write characters that do not print (newlines, terminal codes, lone surrogates) as escapes."
-    return text if text.isprintable() else ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+    return text if text.isprintable() else ''.join(c if c.isprintable() else c.encode('unicode_escape').decode()
+                                                   for c in text)
 
 class VfassocError(Exception):
     "A failure the user can repair; its text is one line: where, what is wrong, what to do."
@@ -52,7 +53,8 @@ _writing:set[Path] = set() # temporary files that this process writes now
 def _short(name:str) -> str:
     "A file name that leaves room for an ending: names of more than 150 bytes are cut, and told apart by a hash."
     raw = os.fsencode(name)
-    return name if len(raw) <= 150 else f'{os.fsdecode(raw[:100]).encode("ascii", "replace").decode().replace("?", "_")}-{hashlib.sha256(raw).hexdigest()[:12]}'
+    return name if len(
+        raw) <= 150 else f'{os.fsdecode(raw[:100]).encode("ascii", "replace").decode().replace("?", "_")}-{hashlib.sha256(raw).hexdigest()[:12]}'
 
 def temporary(
     path:str|Path, # the file to be written
@@ -109,9 +111,12 @@ def atomic_path(
         tmp.chmod(0o666 & ~_umask())
         os.replace(tmp, path)
     except OSError as e:
-        raise RunError(f'{path}: cannot be written ({e.strerror or e}); free space or choose another folder in settings.ini '
+        raise RunError(f'{path}: cannot be written ({e.strerror or e}); free space or choose another folder in '
+                       'settings.ini '
                        '(what was there before is untouched)') from e
-    except UnicodeEncodeError as e: raise RunError(f'{path}: cannot be written ({e.object[e.start:e.end]!r} is no character of UTF-8); give it another name') from None
+    except UnicodeEncodeError as e:
+        raise RunError(f'{path}: cannot be written ({e.object[e.start:e.end]!r} is no character of UTF-8); give it '
+                       'another name') from None
     finally:
         _writing.discard(tmp)
         with contextlib.suppress(OSError): tmp.unlink()
@@ -127,7 +132,8 @@ def write_json(
         if isinstance(o, Path): return str(o)
         if isinstance(o, np.generic): o = o.item()
         return None if isinstance(o, float) and not np.isfinite(o) else o
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(plain(obj), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    with atomic_path(path) as tmp:
+        tmp.write_text(json.dumps(plain(obj), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 def read_json(
     path:str|Path, # a file written by `write_json`
@@ -135,18 +141,22 @@ def read_json(
     "Read a JSON file; `RunError` if it is missing or is not JSON (a key twice and NaN are not)."
     def table(pairs):
         d = dict(pairs)
-        if len(d) < len(pairs): raise ValueError(f'the key {next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))!r} is there twice')
+        if len(d) < len(pairs):
+            raise ValueError(f'the key {next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))!r} is there '
+                             'twice')
         return d
     def number(name): raise ValueError(f'{name} is no number')
     try: return json.loads(Path(path).read_text(encoding='utf-8'), object_pairs_hook=table, parse_constant=number)
     except FileNotFoundError: raise RunError(f'{path}: no such file; is this the folder of a finished run?') from None
-    except (ValueError, UnicodeDecodeError) as e: raise RunError(f'{path}: not valid JSON ({e}); write it again') from None
+    except (ValueError, UnicodeDecodeError) as e:
+        raise RunError(f'{path}: not valid JSON ({e}); write it again') from None
     except RecursionError: raise RunError(f'{path}: not valid JSON (nested too deep); write it again') from None
     except OSError as e: raise RunError(f'{path}: cannot be read ({e.strerror or e})') from e
 
 # %% ../nbs/12_appendix/01_core.ipynb #e4d96dbe
 _held:dict[Path, int] = {} # lock files of this process, and how many blocks are inside each
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_held.clear) # a worker holds nothing of its parent's
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_held.clear) # a worker holds nothing of its parent's
 
 def _lock_file(where:Path) -> Path:
     "Where the lock of a folder or file lies: beside it; in it where only the folder may be written."
@@ -164,7 +174,8 @@ def _holder(file:Path) -> str:
     "Who holds a lock, in words."
     try: d = json.loads(file.read_text(encoding='utf-8'))
     except (OSError, ValueError): return 'another process'
-    return f'`{d["command"]}` (process {d["pid"]} on {d["host"]}, since {d["since"]})' if isinstance(d, dict) and {'command', 'pid', 'host', 'since'} <= set(d) else 'another process'
+    return f'`{d["command"]}` (process {d["pid"]} on {d["host"]}, since {d["since"]})' if isinstance(d, dict) and {
+        'command', 'pid', 'host', 'since'} <= set(d) else 'another process'
 
 def _take(file:Path, path:Path, wait:bool) -> FileLock:
     "Take the lock of `path`; `RunError` if another process holds it."
@@ -172,14 +183,19 @@ def _take(file:Path, path:Path, wait:bool) -> FileLock:
     try:
         try: lock.acquire(timeout=0)
         except Timeout:
-            if not wait: raise RunError(f'{path}: is written by {_holder(file)}; wait until it has ended, or add --wait') from None
-            print(printable(f'{path}: is written by {_holder(file)}; waiting until it has ended'), file=sys.stderr, flush=True)
+            if not wait:
+                raise RunError(
+                    f'{path}: is written by {_holder(file)}; wait until it has ended, or add --wait') from None
+            print(printable(f'{path}: is written by {_holder(file)}; waiting until it has ended'), file=sys.stderr,
+                  flush=True)
             lock.acquire()
     except NotImplementedError: return lock
     except OSError as e:
-        if e.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK): return lock # a file system without locks: as before there were any
+        if e.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            return lock # a file system without locks: as before there were any
         raise
-    said = dict(command=os.environ.get('VFASSOC_COMMAND') or ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200], pid=os.getpid(), host=platform.node(), since=time.strftime('%Y-%m-%d %H:%M:%S'))
+    said = dict(command=os.environ.get('VFASSOC_COMMAND') or ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200],
+                pid=os.getpid(), host=platform.node(), since=time.strftime('%Y-%m-%d %H:%M:%S'))
     with contextlib.suppress(OSError): file.write_text(json.dumps(said), encoding='utf-8')
     return lock
 
@@ -216,7 +232,8 @@ def claim(
                     made.append(p)
             lock = _take(file, path, bool(os.environ.get('VFASSOC_WAIT')) if wait is None else wait)
         except FileNotFoundError: continue
-        except OSError as e: raise RunError(f'{path}: cannot be written ({e.strerror or e}); choose another folder') from e
+        except OSError as e:
+            raise RunError(f'{path}: cannot be written ({e.strerror or e}); choose another folder') from e
     _held[file] = 1
     try:
         sweep(where)
@@ -227,7 +244,8 @@ def claim(
         raise
     finally:
         _held.pop(file, None)
-        with contextlib.suppress(OSError): file.unlink() # while it is held: who opened it sees that it is gone, and opens the next
+        with contextlib.suppress(OSError):
+            file.unlink() # while it is held: who opened it sees that it is gone, and opens the next
         lock.release()
         for p in reversed(made):
             with contextlib.suppress(OSError): p.rmdir()
@@ -253,10 +271,13 @@ def read_table(
 ) -> dict:
     "Read a JSON file that holds a table. Raises `RunError` if it is missing, holds something else, or an entry is of another type."
     table = read_json(path)
-    if not isinstance(table, dict): raise RunError(f'{path}: holds {str(table)[:40]!r}, not a table; delete it, and run the command again that wrote it')
+    if not isinstance(table, dict):
+        raise RunError(f'{path}: holds {str(table)[:40]!r}, not a table; delete it, and run the command again that '
+                       'wrote it')
     for k,t in kinds.items():
         if not isinstance(table.get(k, t()), t):
-            raise RunError(f'{path}: {k} = {str(table[k])[:40]!r} is not of type {t.__name__}; delete it, and run the command again that wrote it')
+            raise RunError(f'{path}: {k} = {str(table[k])[:40]!r} is not of type {t.__name__}; delete it, and run the '
+                           'command again that wrote it')
     return table
 
 # %% ../nbs/12_appendix/01_core.ipynb #21a78083
@@ -340,9 +361,11 @@ class Registry:
     ) -> Callable: # a decorator
         "Decorate what `name` stands for. `ConfigError` if the name stands for something else already."
         def keep(x):
-            of = lambda y: getattr(getattr(y, 'build', y), '__qualname__', None)
+            def of(y):
+                return getattr(getattr(y, 'build', y), '__qualname__', None)
             if name in self.known and of(self.known[name]) != of(x):
-                raise ConfigError(f'{self.kind} {name}: is registered already ({of(self.known[name])}); choose another name')
+                raise ConfigError(f'{self.kind} {name}: is registered already ({of(self.known[name])}); choose another '
+                                  'name')
             self.known[name] = self.accept(x)
             return self.known[name]
         return keep
@@ -364,13 +387,15 @@ class Registry:
         if name in self._outside: return self._outside[name]
         target = name if ':' in name else getattr(self._entry_points().get(name), 'value', None)
         if target is None:
-            raise ConfigError(f'{where} = {_told(name)}; known: {", ".join(self.names())}; another package registers one with '
+            raise ConfigError(f'{where} = {_told(name)}; known: {", ".join(self.names())}; another package registers '
+                              'one with '
                               f'@register_{self.kind}, or is named as package.module:Name')
         print(printable(f'{where} = {name}: imports {target.partition(":")[0]}'), file=sys.stderr)
         try: self._outside[name] = self.accept(pkgutil.resolve_name(target))
         except Exception as e: # whatever another package may raise
             why = ' '.join(f'{type(e).__name__}: {e}'.split())[:160]
-            raise ConfigError(f'{where} = {_told(name)}: cannot be imported as a {self.kind} ({why}); install the package, or put its folder on PYTHONPATH') from None
+            raise ConfigError(f'{where} = {_told(name)}: cannot be imported as a {self.kind} ({why}); install the '
+                              'package, or put its folder on PYTHONPATH') from None
         return self._outside[name]
 
 # %% ../nbs/12_appendix/01_core.ipynb #c5e1a0d3
@@ -381,7 +406,8 @@ _OLD_KEYS = { # of a recipe: the dotted key of the release before -> its name no
     'method.warmup': 'method.cid_samples', 'method.ks': 'method.num_prototypes', 'method.every': 'method.cluster_every',
     'method.match': 'method.use_fusion', 'method.align': 'method.alignment_loss',
     'method.clusters': 'method.clustering', 'method.negatives': 'method.negative_mining', 'start': 'init_from'}
-_OLD_VALUES = {'model.encoder': {'faa': 'ecapa+inception', 'features': 'linear'}, 'method.name': {'identity': 'dimnet-i'}}
+_OLD_VALUES = {'model.encoder': {'faa': 'ecapa+inception', 'features': 'linear'},
+               'method.name': {'identity': 'dimnet-i'}}
 _noticed:set[str] = set() # what this process has said already
 
 def _notice(old:str, new:str):
@@ -408,7 +434,8 @@ def current_keys(
 ) -> dict: # the same with the keys and values of this release
     "Translate the keys and values of the release before. Raises `ConfigError` if a key is there in both spellings."
     named = d.get('method')
-    method = d.get('method.name') or (named.get('name') if isinstance(named, dict) else None) or d.get(f'{prefix}name' if prefix == 'method.' else '') or method
+    method = d.get('method.name') or (named.get('name') if isinstance(named, dict)
+                                      else None) or d.get(f'{prefix}name' if prefix == 'method.' else '') or method
     out, given = {}, {prefix + str(k) for k in d}
     for k,v in d.items():
         key = old = prefix + str(k)
@@ -432,9 +459,12 @@ def user_path(
     try:
         p = Path(name).expanduser()
         if '\0' in str(p): raise ValueError('a name has no character 0')
-        if long := [k for k in p.parts if len(k.encode()) > 255]: raise ValueError(f'a name has at most 255 bytes, this one {len(long[0].encode())}')
-    except UnicodeEncodeError: raise ConfigError(f'{what} {_told(str(name))}: cannot be a path (not UTF-8); choose another name') from None
-    except (ValueError, RuntimeError) as e: raise ConfigError(f'{what} {_told(str(name))}: cannot be a path ({e}); choose another name') from None
+        if long := [k for k in p.parts if len(k.encode()) > 255]:
+            raise ValueError(f'a name has at most 255 bytes, this one {len(long[0].encode())}')
+    except UnicodeEncodeError:
+        raise ConfigError(f'{what} {_told(str(name))}: cannot be a path (not UTF-8); choose another name') from None
+    except (ValueError, RuntimeError) as e:
+        raise ConfigError(f'{what} {_told(str(name))}: cannot be a path ({e}); choose another name') from None
     return p
 
 @dataclass(frozen=True)
@@ -448,7 +478,8 @@ class Settings:
     workers:int = 2 # processes that read media; 0 = the main process
 
     def __post_init__(self):
-        require(self.device == 'auto' or self.device.split(':')[0] in ('cpu', 'cuda', 'mps'), 'settings', 'device', self.device,
+        require(self.device == 'auto' or self.device.split(':')[0] in ('cpu', 'cuda', 'mps'), 'settings', 'device',
+                self.device,
                 'auto, cpu, cuda, cuda:N, mps')
         require(0 <= self.seed < 2**32, 'settings', 'seed', self.seed, '0 to 4294967295')
         require(self.workers >= 0, 'settings', 'workers', self.workers, '0 or more')
@@ -457,11 +488,14 @@ class Settings:
     def torch_device(self) -> torch.device:
         "The device to run on; `auto` takes the first of cuda, mps, cpu that is there."
         if self.device != 'auto': return torch.device(self.device)
-        return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
+        return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available()
+                            else 'cpu')
 
 def _ini_text(path:Path, errors:str='strict') -> str:
     try: return path.read_text(encoding='utf-8', errors=errors)
-    except OSError as e: raise ConfigError(f'{path}: cannot be read ({e.strerror or e}); check who may read it, or name another with --settings') from None
+    except OSError as e:
+        raise ConfigError(f'{path}: cannot be read ({e.strerror or e}); check who may read it, or name another with '
+                          '--settings') from None
 
 def load_settings(
     path:str|Path|None=None, # settings.ini; None: `VFASSOC_SETTINGS`, else the first one at or above the working folder
@@ -473,9 +507,11 @@ def load_settings(
         path = next((p for p in found if os.path.isfile(p) and '[vfassoc]' in _ini_text(p, 'replace')), None)
         if path is None: return Settings()
     path, ini = Path(os.path.realpath(user_path(path, 'settings'))), ConfigParser(interpolation=None)
-    if not os.path.isfile(path): raise ConfigError(f'{path}: no such settings file; unset VFASSOC_SETTINGS or create it')
+    if not os.path.isfile(path):
+        raise ConfigError(f'{path}: no such settings file; unset VFASSOC_SETTINGS or create it')
     try: ini.read_string(_ini_text(path))
-    except (IniError, UnicodeDecodeError) as e: raise ConfigError(f'{path}: cannot be read: {" ".join(str(e).split())}') from None
+    except (IniError, UnicodeDecodeError) as e:
+        raise ConfigError(f'{path}: cannot be read: {" ".join(str(e).split())}') from None
     if 'vfassoc' not in ini: raise ConfigError(f'{path}: there is no [vfassoc] section; see the README')
     d = {k: path.parent/k for k in ('data', 'runs', 'figures')}
     for k,v in ini['vfassoc'].items():
@@ -498,7 +534,9 @@ def seed_everything(
     seed:int, # 0 to 4294967295
 ):
     "Seed the global generators of Python, numpy and torch (model initialisation, dropout)."
-    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 # %% ../nbs/12_appendix/01_core.ipynb #8e801b7d
 def progress(
@@ -555,11 +593,13 @@ def provenance(
     "What produced a result: git commit (and whether the tree was dirty), versions, hardware, time, and `extra`."
     from importlib.metadata import version, PackageNotFoundError
     versions = {}
-    for p in ('vfassoc', 'torch', 'torchaudio', 'torchvision', 'numpy', 'pandas', 'scikit-learn', 'accelerate', 'soundfile', 'pillow'):
+    for p in ('vfassoc', 'torch', 'torchaudio', 'torchvision', 'numpy', 'pandas', 'scikit-learn', 'accelerate',
+              'soundfile', 'pillow'):
         with contextlib.suppress(PackageNotFoundError): versions[p] = version(p)
     status = _git('status', '--porcelain')
     return dict(git_commit=_git('rev-parse', 'HEAD'), git_dirty=None if status is None else bool(status),
-                time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), python=platform.python_version(), platform=platform.platform(),
+                time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), python=platform.python_version(),
+                platform=platform.platform(),
                 cpu_count=os.cpu_count(), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                 versions=versions, **extra)
 
@@ -603,5 +643,6 @@ def open_run(
     try: there = (path/'config.json').is_file()
     except OSError as e: raise RunError(f'{path}: cannot be read ({e.strerror or e}); check who may read it') from None
     if not there:
-        raise RunError(f'{path}: no run here (no config.json); train one with `vfassoc train`, or check `runs` in settings.ini')
+        raise RunError(f'{path}: no run here (no config.json); train one with `vfassoc train`, or check `runs` in '
+                       'settings.ini')
     return RunFolder(path)

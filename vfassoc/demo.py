@@ -14,7 +14,8 @@ from vfassoc.training.recipes import load_recipe
 from vfassoc.training.run import open_corpus, train
 
 CORPUS = SynthConfig(identities=400) # 280 people to learn from, 40 to choose the checkpoint by, 80 to be tested on
-RECIPES = ('cid-demo', 'cmpc-demo', 'faa-demo') # trained one after another, each into runs/NAME; FAA on the features of the first
+# trained one after another, each into runs/NAME; FAA on the features of the first
+RECIPES = ('cid-demo', 'cmpc-demo', 'faa-demo')
 
 
 def run_demo(settings:Settings):
@@ -24,7 +25,8 @@ def run_demo(settings:Settings):
 
 def _steps(settings):
     start = time.perf_counter()
-    say = lambda step, text: print(f'\n[{step}/5, {time.perf_counter() - start:.0f} s] {text}', flush=True)
+    def say(step, text):
+        return print(f'\n[{step}/5, {time.perf_counter() - start:.0f} s] {text}', flush=True)
     report = find_report('evaluate')
     say(1, f'drawing a corpus of {CORPUS.identities} people into {settings.data/"demo"}')
     write_corpus(settings.data/'demo', CORPUS, settings.workers)
@@ -44,6 +46,8 @@ def _steps(settings):
     for run in runs: evaluate_run(run, settings)
     say(5, 'writing the report')
     _, page = run_report(report, settings.figures/'demo'/'demo', dict(
-        runs=[str(r.resolve()) for r in runs], figures=str((settings.figures/'demo').resolve()), title='The demo: a synthetic corpus'))
-    print(f'\nPercent [95 % interval over test identities]; chance and ceiling beside.\n\n{as_text(paper_table(read_scores(runs)))}\n')
+        runs=[str(r.resolve()) for r in runs], figures=str((settings.figures/'demo').resolve()),
+        title='The demo: a synthetic corpus'))
+    print(f'\nPercent [95 % interval over test identities]; chance and ceiling '
+          f'beside.\n\n{as_text(paper_table(read_scores(runs)))}\n')
     print(f'report: {page.resolve()} (opens in a browser, without a network)\n{time.perf_counter() - start:.0f} s')

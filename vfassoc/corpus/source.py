@@ -52,7 +52,8 @@ class Source:
         settings:Settings=Settings(), # data, workers
     ):
         self.manifest, self.data, self.workers = manifest, data, settings.workers
-        self.features:Features|None = load_features(features_path(data.feature_file, settings)) if data.feature_file else None
+        self.features:Features|None = load_features(features_path(data.feature_file,
+                                                                  settings)) if data.feature_file else None
 
     @property
     def pretraining_identities(self) -> set[str]:

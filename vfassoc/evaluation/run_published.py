@@ -99,7 +99,8 @@ def evaluate_on_lists(
     same_features(run.folder, source)
     emb = embed(run.model, source, None)
     assert emb.voices.path.tolist() == voices.path.tolist() and emb.faces.path.tolist() == faces.path.tolist()
-    result = _score(scorers_of(run, emb, cfg, own=True), emb, lists, cfg, {*run.identities, *source.pretraining_identities})
+    result = _score(scorers_of(run, emb, cfg, own=True), emb, lists, cfg,
+                    {*run.identities, *source.pretraining_identities})
     said = unheard(voices, None if source.features else recipe.data.crop_seconds)
     for line in said: print(f'{run.path}: {line}', file=sys.stderr)
     result = _with_note(replace(result, notes=[*result.notes, *said]), other)

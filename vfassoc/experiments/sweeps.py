@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from accelerate.state import AcceleratorState, PartialState
 
-from ..core import (ConfigError, RunError, RunFolder, Settings, Terminated, VfassocError, claims, current_keys, current_name, from_dict,
+from ..core import (ConfigError, RunError, RunFolder, Settings, Terminated, VfassocError, claims, current_keys,
+                          current_name, from_dict,
                           occupied, progress, read_json, read_table, require, temporary, to_dict, write_json)
 from ..corpus.features import load_features
 from ..corpus.source import features_path
@@ -39,16 +40,21 @@ class Grid:
     changes:dict = field(default_factory=dict) # for all variants
     evaluate:dict = field(default_factory=dict) # fields of ProtocolConfig
     synth:dict = field(default_factory=dict) # fields of SynthConfig, if the corpus is to be drawn when it is not there
-    encoder:dict = field(default_factory=dict) # whose features the cells learn from, if they are to be made: run, recipe, changes, synth
+    # whose features the cells learn from, if they are to be made: run, recipe, changes, synth
+    encoder:dict = field(default_factory=dict)
 
     def __post_init__(self):
         require(len(self.variants) >= 1, 'grid', 'variants', self.variants, 'one or more')
-        require(len(set(map(_slug, self.variants))) == len(self.variants), 'grid', 'variants', list(self.variants), 'names that differ in letters or digits')
-        require(len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds), 'grid', 'seeds', self.seeds, 'one or more, all different')
+        require(len(set(map(_slug, self.variants))) == len(self.variants), 'grid', 'variants', list(self.variants),
+                'names that differ in letters or digits')
+        require(len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds), 'grid', 'seeds', self.seeds,
+                'one or more, all different')
         from_dict(ProtocolConfig, self.evaluate, 'grid: evaluate')
         if self.synth: from_dict(SynthConfig, self.synth, 'grid: synth')
         if self.encoder:
-            require(set(self.encoder) <= {'run', 'recipe', 'changes', 'synth'} and {'run', 'recipe'} <= set(self.encoder), 'grid', 'encoder', sorted(self.encoder), 'run and recipe, and maybe changes and synth')
+            require(set(self.encoder) <= {'run', 'recipe', 'changes', 'synth'}
+                    and {'run', 'recipe'} <= set(self.encoder), 'grid', 'encoder', sorted(self.encoder),
+                    'run and recipe, and maybe changes and synth')
 
 def _slug(name:str) -> str: return re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
 
@@ -71,7 +77,9 @@ def cells(
     for v in todo:
         start = variants[v].get('init_from', '')
         after[v] = start[1:] if str(start).startswith('@') else ''
-        if after[v] and after[v] not in grid.variants: raise ConfigError(f'grid: {v} starts from {after[v]!r}, which is no variant; there are: {", ".join(grid.variants)}')
+        if after[v] and after[v] not in grid.variants:
+            raise ConfigError(f'grid: {v} starts from {after[v]!r}, which is no variant; there are: '
+                              f'{", ".join(grid.variants)}')
     while todo:
         ready = [v for v in todo if after[v] not in todo]
         if not ready: raise ConfigError(f'grid: {", ".join(todo)} start from each other in a circle')
@@ -86,40 +94,62 @@ def cells(
     return out
 
 # %% ../../nbs/10_experiments/01_sweeps.ipynb #250ad4b4
-_TABLE3 = {'CID': {'method.prototypes': False, 'method.recalibration': False}, '+ prototypes': {'method.recalibration': False}, '+ recalibration (CMPC)': {}}
+_TABLE3 = {'CID': {'method.prototypes': False, 'method.recalibration': False},
+           '+ prototypes': {'method.recalibration': False}, '+ recalibration (CMPC)': {}}
 
 def _faa_rows(clusters:int) -> dict: # variants
     "The six rows of FAA's Table 3, and what its claims need besides: other negatives, Self-Lifting."
     fixed, alone = {'method.clustering': 'fixed', 'method.n_clusters': clusters}, {'method.use_fusion': False}
-    return {'contrastive': {'method.alignment_loss': 'contrastive', **fixed, **alone}, 'contrastive, fused': {'method.alignment_loss': 'contrastive', **fixed, 'method.negative_mining': 'random'},
-            'multi-similarity': {**fixed, **alone}, 'multi-similarity, progressive': alone, 'multi-similarity, progressive from 1 epoch': {**alone, 'method.patience': 1}, 'multi-similarity, fused': {**fixed, 'method.negative_mining': 'random'},
-            'FAA': {'method.negative_mining': 'hardest'}, 'FAA, sampled negatives': {'method.negative_mining': 'sampled'}, 'FAA, random negatives': {'method.negative_mining': 'random'},
+    return {'contrastive': {'method.alignment_loss': 'contrastive', **fixed, **alone},
+            'contrastive, fused': {'method.alignment_loss': 'contrastive', **fixed, 'method.negative_mining': 'random'},
+            'multi-similarity': {**fixed, **alone}, 'multi-similarity, progressive': alone,
+            'multi-similarity, progressive from 1 epoch': {**alone, 'method.patience': 1},
+            'multi-similarity, fused': {**fixed, 'method.negative_mining': 'random'},
+            'FAA': {'method.negative_mining': 'hardest'},
+            'FAA, sampled negatives': {'method.negative_mining': 'sampled'},
+            'FAA, random negatives': {'method.negative_mining': 'random'},
             'Self-Lifting': {**fixed, **alone, 'method.beta': 50., 'method.eps': None}}
 
 _FAA_EVAL = dict(replicates=100, candidates=[2])
 
 GRIDS = {
-    'ablation-cmpc': dict(recipe='cmpc-demo', changes={'train.trace': True}, variants={**_TABLE3, 'CMPC as released': {'recipe': 'cmpc-released-demo'}}),
-    'ablation-libri-lfw': dict(recipe='cmpc-libri-lfw', changes={'train.trace': True}, variants={**_TABLE3, 'CMPC as released': {'recipe': 'cmpc-released-libri-lfw'}}),
+    'ablation-cmpc': dict(recipe='cmpc-demo', changes={'train.trace': True},
+                          variants={**_TABLE3, 'CMPC as released': {'recipe': 'cmpc-released-demo'}}),
+    'ablation-libri-lfw': dict(recipe='cmpc-libri-lfw', changes={'train.trace': True},
+                               variants={**_TABLE3, 'CMPC as released': {'recipe': 'cmpc-released-libri-lfw'}}),
     'claims-cmpc': dict(
         recipe='cmpc-demo',
         synth=dict(identities=240, videos_per_identity=12, seconds=1.6, frames=2, size=64, train=.5, valid=.1),
-        changes={'corpus': 'claims', 'data.crop_seconds': 1.5, 'train.total_samples': 11_264, 'train.lr_warmup': 1_408, 'train.trace': True},
-        variants={**{k: {'method.num_prototypes': [60, 120, 180], 'method.cid_samples': 1_408, **v} for k,v in _TABLE3.items()},
+        changes={'corpus': 'claims', 'data.crop_seconds': 1.5, 'train.total_samples': 11_264, 'train.lr_warmup': 1_408,
+                 'train.trace': True},
+        variants={**{k: {'method.num_prototypes': [60, 120, 180], 'method.cid_samples': 1_408, **v}
+                     for k,v in _TABLE3.items()},
                   'CMPC, few prototypes': {'method.num_prototypes': [6, 12, 24], 'method.cid_samples': 1_408},
-                  'CMPC as released': {'recipe': 'cmpc-released-demo', 'method.num_prototypes': [60, 120, 180], 'method.cid_samples': 1_408, 'method.cluster_every': 44},
-                  **{f'{base}, {k} shot{"s"*(k > 1)}': {'recipe': 'low-shot-demo', 'init_from': f'@{start}', 'data.shots': k, 'train.total_samples': min(2_560, 1_280*k), 'train.lr_warmup': 256}
-                     for base, start, ks in (('CID', 'CID', [5]), ('CMPC', '+ recalibration (CMPC)', [1, 2, 5, 10])) for k in ks}},
+                  'CMPC as released': {'recipe': 'cmpc-released-demo', 'method.num_prototypes': [60, 120, 180],
+                                       'method.cid_samples': 1_408, 'method.cluster_every': 44},
+                  **{f'{base}, {k} shot{"s"*(k > 1)}': {'recipe': 'low-shot-demo', 'init_from': f'@{start}',
+                                                        'data.shots': k, 'train.total_samples': min(2_560, 1_280*k),
+                                                        'train.lr_warmup': 256}
+                     for base, start, ks in (('CID', 'CID', [5]), ('CMPC', '+ recalibration (CMPC)', [1, 2, 5, 10]))
+                     for k in ks}},
         evaluate=dict(replicates=100, candidates=[2])),
-    'claims-faa': dict(recipe='faa-demo', synth=dict(identities=400), encoder=dict(run='cid-demo', recipe='cid-demo'), changes={'train.trace': True}, variants=_faa_rows(280), evaluate=_FAA_EVAL),
+    'claims-faa': dict(recipe='faa-demo', synth=dict(identities=400), encoder=dict(run='cid-demo', recipe='cid-demo'),
+                       changes={'train.trace': True}, variants=_faa_rows(280), evaluate=_FAA_EVAL),
     'claims-faa-pretrained': dict(
-        recipe='faa-demo', synth=dict(identities=400), changes={'data.feature_file': 'demo-strangers.npz', 'train.trace': True}, variants=_faa_rows(280), evaluate=_FAA_EVAL,
-        encoder=dict(run='encoders', recipe='pretrain-demo', synth=dict(identities=400, train=.9, valid=.1, seed=1000))),
+        recipe='faa-demo', synth=dict(identities=400),
+        changes={'data.feature_file': 'demo-strangers.npz', 'train.trace': True}, variants=_faa_rows(280),
+        evaluate=_FAA_EVAL,
+        encoder=dict(run='encoders', recipe='pretrain-demo',
+                     synth=dict(identities=400, train=.9, valid=.1, seed=1000))),
     'compare': dict(recipe='cid-demo', synth=dict(identities=400), encoder=dict(run='cid-demo', recipe='cid-demo'),
-                    variants={'CID': {}, 'CMPC': {'recipe': 'cmpc-demo'}, 'Self-Lifting': {'recipe': 'self-lifting-demo'}, 'FAA': {'recipe': 'faa-demo'}}),
-    'ablation-faa-libri-lfw': dict(recipe='faa-libri-lfw', changes={'train.trace': True}, variants=_faa_rows(140), evaluate=_FAA_EVAL),
+                    variants={'CID': {}, 'CMPC': {'recipe': 'cmpc-demo'},
+                              'Self-Lifting': {'recipe': 'self-lifting-demo'}, 'FAA': {'recipe': 'faa-demo'}}),
+    'ablation-faa-libri-lfw': dict(recipe='faa-libri-lfw', changes={'train.trace': True}, variants=_faa_rows(140),
+                                   evaluate=_FAA_EVAL),
     'ablation-faa-voxceleb1': dict(recipe='faa-features-voxceleb1', variants=_faa_rows(1000), seeds=[0, 1, 2]),
-    'ablation-voxceleb1': dict(recipe='cmpc-voxceleb1', variants={**_TABLE3, 'CMPC as released': {'recipe': 'cmpc-released-voxceleb1'}}, changes={'train.trace': True}, seeds=[0, 1, 2]),
+    'ablation-voxceleb1': dict(recipe='cmpc-voxceleb1',
+                               variants={**_TABLE3, 'CMPC as released': {'recipe': 'cmpc-released-voxceleb1'}},
+                               changes={'train.trace': True}, seeds=[0, 1, 2]),
 }
 
 _OLD_GRIDS = {'claims-faa-strangers': 'claims-faa-pretrained'} # names that are read for one release
@@ -141,7 +171,8 @@ def load_grid(
     for k,v in (changes or {}).items():
         table, dot, key = k.partition('.')
         if table == 'changes' and dot: (key, v), = current_keys({key: v}, f'grid {name}').items()
-        require(not dot or any(f.name == table and f.type is dict for f in fields(Grid)), f'grid {name}', k, v, f'the whole of {table}, which is no table')
+        require(not dot or any(f.name == table and f.type is dict for f in fields(Grid)), f'grid {name}', k, v,
+                f'the whole of {table}, which is no table')
         d[table] = {**d.get(table, {}), key: v} if dot else v
     return from_dict(Grid, d, f'grid {name}')
 
@@ -155,13 +186,17 @@ def is_finished(
     run = RunFolder(cell.path)
     if not (run.metrics.is_file() and run.provenance.is_file() and run.config.is_file()): return False
     stamp, recipe = read_table(run.provenance, features=dict, evaluated=dict), stored_recipe(run.config)
-    if recipe.init_from and stamp.get('start_sha256') != weights_hash(recipe.init_from): return False # the run it started from is another now
+    if recipe.init_from and stamp.get('start_sha256') != weights_hash(recipe.init_from):
+        return False # the run it started from is another now
     if name := recipe.data.feature_file:
         path = features_path(name, settings)
-        if not path.is_file() or load_features(path).digest != stamp.get('features', {}).get('sha256'): return False # nor are its features
+        if not path.is_file() or load_features(path).digest != stamp.get('features', {}).get('sha256'):
+            return False # nor are its features
     want = to_dict(from_dict(ProtocolConfig, protocol))
-    plain = lambda d: {k: list(v) if isinstance(v, tuple) else v for k,v in d.items()}
-    return stamp.get('finished') is True and recipe == cell.recipe and stamp.get('evaluated', {}).get('protocol') == plain(want)
+    def plain(d):
+        return {k: list(v) if isinstance(v, tuple) else v for k,v in d.items()}
+    return stamp.get('finished') is True and recipe == cell.recipe and stamp.get('evaluated',
+                                                                                 {}).get('protocol') == plain(want)
 
 def _gone(stop:Path|None, parent:int) -> bool:
     "Has the grid's command been stopped, or is it dead?"
@@ -177,7 +212,8 @@ def _interruptible(stop:Path|None, parent:int):
     def watch():
         while not over.wait(.5):
             if _gone(stop, parent): return os.kill(os.getpid(), signal.SIGTERM)
-    over, old, thread = threading.Event(), signal.signal(signal.SIGTERM, interrupt), threading.Thread(target=watch, daemon=True)
+    over, old, thread = threading.Event(), signal.signal(signal.SIGTERM,
+                                                         interrupt), threading.Thread(target=watch, daemon=True)
     thread.start()
     try: yield
     finally:
@@ -195,7 +231,8 @@ def run_cell(
 ) -> tuple[str, int, str, float]: # variant, seed, 'done', 'finished before', 'stopped' or what went wrong; seconds
     "Train and score one cell, or see that this was done."
     start = time.perf_counter()
-    end = lambda how: (cell.variant, cell.seed, how, time.perf_counter() - start)
+    def end(how):
+        return (cell.variant, cell.seed, how, time.perf_counter() - start)
     if _gone(stop, parent): return end('stopped')
     try:
         with _interruptible(stop, parent): how, sig = _train_and_score(cell, protocol, settings, threads)
@@ -203,14 +240,17 @@ def run_cell(
         if stop is None or os.getpid() == parent: raise
         how, sig = 'stopped', signal.SIGTERM if isinstance(e, Terminated) else signal.SIGINT
     except VfassocError as e: return end(str(e))
-    except Exception as e: return end(f'{cell.path}: {type(e).__name__}: {" ".join(str(e).split())[:300]}') # one line; the others go on
+    except Exception as e:
+        return end(f'{cell.path}: {type(e).__name__}: {" ".join(str(e).split())[:300]}') # one line; the others go on
     if how == 'stopped' and stop and not stop.exists(): stop.write_text(str(int(sig))) # the others too
     return end(how)
 
 def _train_and_score(cell:Cell, protocol:dict, settings:Settings, threads:int) -> tuple[str, int]: # how it ended; the signal, if one stopped it
     if is_finished(cell, protocol, settings): return 'finished before', 0
-    if cell.recipe.init_from and (cell.path/'provenance.json').is_file() and read_table(cell.path/'provenance.json').get('start_sha256') != weights_hash(cell.recipe.init_from):
-        raise RunError(f'{cell.path}: was started from weights that {cell.recipe.init_from} no longer has; delete this folder to train it again')
+    if cell.recipe.init_from and (cell.path/'provenance.json').is_file() and read_table(
+        cell.path/'provenance.json').get('start_sha256') != weights_hash(cell.recipe.init_from):
+        raise RunError(f'{cell.path}: was started from weights that {cell.recipe.init_from} no longer has; delete this '
+                       'folder to train it again')
     if threads: torch.set_num_threads(threads)
     for s in (AcceleratorState, PartialState): s._reset_state() # cells of one process may differ in precision
     trained = train(cell.recipe, cell.path, settings, quiet=True)
@@ -226,8 +266,11 @@ def _cleared(stop:Path):
     "Delete the file that stops cells at the end; a worker that is killed is one line."
     try: yield
     except BrokenProcessPool as e:
-        if stop.exists(): raise interruption(int(stop.read_text() or 0), f'{stop.parent}: stopped; the same command goes on from here') from e
-        raise RunError(f'{stop.parent}: a worker process was killed (out of memory?); the same command goes on, with fewer --jobs') from e
+        if stop.exists():
+            raise interruption(int(stop.read_text() or 0),
+                               f'{stop.parent}: stopped; the same command goes on from here') from e
+        raise RunError(f'{stop.parent}: a worker process was killed (out of memory?); the same command goes on, with '
+                       'fewer --jobs') from e
     finally: stop.unlink(missing_ok=True)
 
 def _features(grid:Grid, plan:list[Cell], settings:Settings, say):
@@ -235,8 +278,11 @@ def _features(grid:Grid, plan:list[Cell], settings:Settings, say):
     wanted = {(c.recipe.corpus, c.recipe.data.feature_file) for c in plan if c.recipe.data.feature_file}
     if not (todo := sorted((c, f) for c, f in wanted if not features_path(f, settings).exists())): return
     e = grid.encoder
-    recipe, path = load_recipe(e['recipe'], {'train.seed': settings.seed, **e.get('changes', {})}), run_path(e['run'], settings)
-    if e.get('synth'): write_corpus(corpus_path(recipe.corpus, settings), from_dict(SynthConfig, e['synth'], 'grid: encoder: synth'), settings.workers)
+    recipe, path = load_recipe(e['recipe'], {'train.seed': settings.seed,
+                                             **e.get('changes', {})}), run_path(e['run'], settings)
+    if e.get('synth'):
+        write_corpus(corpus_path(recipe.corpus, settings), from_dict(SynthConfig, e['synth'], 'grid: encoder: synth'),
+                     settings.workers)
     start = time.perf_counter()
     trained = train(recipe, path, settings)
     if not trained.finished: raise interruption(trained.by, f'{path}: {trained.reason}')
@@ -256,33 +302,48 @@ def run_grid(
     root, cores = Path(root), os.cpu_count() or 1
     require(jobs >= 0, 'grid', 'jobs', jobs, '0 or more')
     jobs = jobs or (1 if settings.torch_device.type == 'cuda' else cores)
-    if not (root/'grid.json').is_file() and (found := occupied(root)): raise RunError(f'{root}: holds no grid, and is not empty ({found[0]}); choose another folder')
+    if not (root/'grid.json').is_file() and (found := occupied(root)):
+        raise RunError(f'{root}: holds no grid, and is not empty ({found[0]}); choose another folder')
     plan = cells(grid, root)
     if grid.synth:
         for corpus in dict.fromkeys(c.recipe.corpus for c in plan):
-            write_corpus(corpus_path(corpus, settings), from_dict(SynthConfig, grid.synth, 'grid: synth'), settings.workers)
-    for corpus in dict.fromkeys(c.recipe.corpus for c in plan): open_corpus(corpus, settings) # scanned once, not once in each cell
+            write_corpus(corpus_path(corpus, settings), from_dict(SynthConfig, grid.synth, 'grid: synth'),
+                         settings.workers)
+    for corpus in dict.fromkeys(c.recipe.corpus for c in plan):
+        open_corpus(corpus, settings) # scanned once, not once in each cell
     if grid.encoder: _features(grid, plan, settings, say)
-    write_json(root/'grid.json', {**to_dict(grid), 'cells': [dict(variant=c.variant, seed=c.seed, path=str(c.path.relative_to(root))) for c in plan]})
+    write_json(root/'grid.json', {**to_dict(grid),
+                                  'cells': [dict(variant=c.variant, seed=c.seed, path=str(c.path.relative_to(root)))
+                                            for c in plan]})
     alone = Settings(**{**vars(settings), 'workers': 0})
     threads = 0 if jobs == 1 else max(1, cores//jobs)
     backend, options = ('dask', dict(scheduler_host=scheduler, pure=False)) if scheduler else ('loky', {})
     results, stop = {}, temporary(root/'stop')
-    told, parent = StopFlag(lambda sig: stop.write_text(str(sig))) if jobs > 1 or scheduler else contextlib.nullcontext(), 0 if scheduler else os.getpid()
-    with _cleared(stop), told, progress(total=len(plan), desc='cells', unit='cell') as bar, joblib.parallel_config(backend, n_jobs=jobs, **options):
-        while wave := [c for c in plan if (c.variant, c.seed) not in results and (not c.after or (c.after, c.seed) in results)]:
+    told, parent = StopFlag(
+        lambda sig: stop.write_text(
+            str(sig))) if jobs > 1 or scheduler else contextlib.nullcontext(), 0 if scheduler else os.getpid()
+    with _cleared(stop), told, progress(total=len(plan), desc='cells',
+                                        unit='cell') as bar, joblib.parallel_config(backend, n_jobs=jobs, **options):
+        while wave := [c for c in plan if (c.variant, c.seed) not in results
+                       and (not c.after or (c.after, c.seed) in results)]:
             fit = [c for c in wave if not c.after or results[c.after, c.seed][0] in OK]
             for c in wave:
-                if c not in fit: results[c.variant, c.seed] = (f'not run: {c.after}, seed {c.seed}, did not finish', 0.); bar.update()
-            jobs_now = joblib.Parallel(return_as='generator_unordered')(joblib.delayed(run_cell)(c, grid.evaluate, alone, threads, stop, parent) for c in fit)
+                if c not in fit:
+                    results[c.variant, c.seed] = (f'not run: {c.after}, seed {c.seed}, did not finish', 0.)
+                    bar.update()
+            jobs_now = joblib.Parallel(return_as='generator_unordered')(
+                joblib.delayed(run_cell)(c, grid.evaluate, alone, threads, stop, parent) for c in fit)
             for variant, seed, how, seconds in jobs_now:
                 results[variant, seed] = how, seconds
                 say(f'{variant}, seed {seed}: {how} ({seconds:.0f} s)')
                 bar.update()
         if stop.exists():
             finished = sum(how in OK for how, _ in results.values())
-            raise interruption(int(stop.read_text() or 0), f'{root}: stopped, {finished} of {len(plan)} cells are finished; the same command goes on from here')
-    return pd.DataFrame([(c.variant, c.seed, *results[c.variant, c.seed], str(c.path)) for c in plan], columns=['variant', 'seed', 'result', 'seconds', 'path'])
+            raise interruption(int(stop.read_text() or 0),
+                               f'{root}: stopped, {finished} of {len(plan)} cells are finished; the same command goes '
+                               'on from here')
+    return pd.DataFrame([(c.variant, c.seed, *results[c.variant, c.seed], str(c.path)) for c in plan],
+                        columns=['variant', 'seed', 'result', 'seconds', 'path'])
 
 def grid_runs(
     root:str|Path, # a grid's folder

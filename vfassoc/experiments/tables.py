@@ -30,7 +30,9 @@ RECORD = ('task', 'direction', 'stratum', 'candidates', 'metric', 'value', 'low'
 KEY = ['task', 'direction', 'stratum', 'candidates', 'metric'] # what is measured
 
 def _without_seeds(config):
-    if isinstance(config, dict): return {k: re.sub(r'seed\d+$', 'seed', v) if k == 'init_from' else _without_seeds(v) for k,v in sorted(config.items()) if k != 'seed'}
+    if isinstance(config, dict):
+        return {k: re.sub(r'seed\d+$', 'seed', v) if k == 'init_from' else _without_seeds(v)
+                for k,v in sorted(config.items()) if k != 'seed'}
     return [_without_seeds(v) for v in config] if isinstance(config, list) else config
 
 def _seeds(config, path='') -> str:
@@ -60,7 +62,8 @@ def _about(run, kind) -> dict:
     stamp = read_table(run.provenance, evaluated=dict, listed=dict) if run.provenance.exists() else {}
     seen = kind == 'metrics' and read_table(run.metrics, protocol=dict).get('protocol', {}).get('protocol') == 'seen'
     return dict(run=run.path, name=str(config.get('name') or run.path.name) + ', seen-heard'*seen, seed=_seeds(config),
-                recipe=json.dumps([_without_seeds(config), seen]), corpus=stamp.get({'metrics': 'evaluated', 'lists': 'listed'}[kind], stamp).get('corpus_hash'))
+                recipe=json.dumps([_without_seeds(config), seen]),
+                corpus=stamp.get({'metrics': 'evaluated', 'lists': 'listed'}[kind], stamp).get('corpus_hash'))
 
 def run_table(
     runs:list[str|Path], # run folders
@@ -71,9 +74,11 @@ def run_table(
     t = pd.DataFrame([_about(open_run(r), kind) for r in runs])
     if len(set(t.corpus.dropna())) > 1:
         a, b = t.dropna(subset='corpus').drop_duplicates('corpus').run[:2]
-        raise RunError(f'{a} and {b}: scored on different corpora; numbers of one table must come from one: make a report for each')
+        raise RunError(f'{a} and {b}: scored on different corpora; numbers of one table must come from one: make a '
+                       'report for each')
     if (twice := t.duplicated(['recipe', 'seed'], keep=False)).any():
-        raise RunError(f'{" and ".join(map(str, t.run[twice][:2]))}: the same recipe with the same seed; they are one run, not two seeds')
+        raise RunError(f'{" and ".join(map(str, t.run[twice][:2]))}: the same recipe with the same seed; they are one '
+                       'run, not two seeds')
     first = t.groupby('recipe').run.transform('first') # the run that lends its folder's name where recipes share a name
     t['method'] = t.name
     for label in (t.name + ' (' + first.map(lambda p: p.name) + ')', t.name + ' (' + first.map(str) + ')'):
@@ -88,7 +93,8 @@ def read_scores(
     frames = []
     for r in run_table(runs, kind).itertuples():
         m = read_table(getattr(open_run(r.run), kind))
-        if m.get('schema') != 1: raise RunError(f'{r.run}: {kind}.json has schema {m.get("schema")!r}, expected 1; evaluate the run again')
+        if m.get('schema') != 1:
+            raise RunError(f'{r.run}: {kind}.json has schema {m.get("schema")!r}, expected 1; evaluate the run again')
         scores = pd.DataFrame(m['scores']).rename(columns={'by': 'scorer'}).reindex(columns=RECORD) # `by` in old runs
         other = scores.scorer.notna() & (scores.scorer != 'fused') # the same run, scored in other ways
         label = (r.method + ', ' + scores.scorer.astype(object).fillna('').astype(str)).where(other, r.method)
@@ -105,8 +111,10 @@ def read_notes(
     notes = list(dict.fromkeys(n for m in read for n in m.get('notes', [])))
     protocols = {json.dumps(m.get('protocol'), sort_keys=True) for m in read}
     names = [read_json(open_run(r).config).get('name') or Path(r).name for r in runs]
-    notes += [f'{name} ({Path(r).name}): warm-up only, so this is CID: {why}' for name, r in zip(names, runs) if (why := warmup_only(r))]
-    if len(protocols) > 1: notes.append(f'these runs were scored by {len(protocols)} different protocols (see metrics.json of each)')
+    notes += [f'{name} ({Path(r).name}): warm-up only, so this is CID: {why}' for name, r in zip(names, runs)
+              if (why := warmup_only(r))]
+    if len(protocols) > 1:
+        notes.append(f'these runs were scored by {len(protocols)} different protocols (see metrics.json of each)')
     return notes
 
 # %% ../../nbs/10_experiments/02_tables.ipynb #2cad9616
@@ -128,7 +136,8 @@ def published_scores(
     t = t[named == name].reset_index(drop=True)
     nothing = dict.fromkeys(('low', 'high', 'chance', 'ceiling', 'same_video'), np.nan)
     return t[['task', 'metric', 'stratum', 'direction']].assign(
-        candidates=pd.to_numeric(t.candidates).astype(float), method=t.method + PRINTED, value=t.value/100, **nothing, seeds=1)
+        candidates=pd.to_numeric(t.candidates).astype(float), method=t.method + PRINTED, value=t.value/100, **nothing,
+        seeds=1)
 
 # %% ../../nbs/10_experiments/02_tables.ipynb #1e578383
 def merge_seeds(
@@ -136,7 +145,9 @@ def merge_seeds(
 ) -> pd.DataFrame: # one row per method and score; seeds = how many runs it stands for, warmup = the share of them that never left their warm-up
     "Runs that differ only in seeds become one row: mean and t interval; a single run keeps its own interval."
     def merge(g):
-        if g.run.duplicated().any(): raise RunError(f'{g.run.iloc[0]}: metrics.json has several scores for {tuple(g[KEY].iloc[0])}; evaluate again')
+        if g.run.duplicated().any():
+            raise RunError(f'{g.run.iloc[0]}: metrics.json has several scores for {tuple(g[KEY].iloc[0])}; evaluate '
+                           'again')
         row = g.iloc[0].copy()
         row['seeds'] = len(g)
         if 'warmup' in g: row['warmup'] = g.warmup.mean()
@@ -170,17 +181,21 @@ class Column:
 _ARROW = {'v2f': 'V-F', 'f2v': 'F-V'}
 
 def _matching(strata, n=2):
-    return [Column(f'1:{n} matching {_ARROW[d]} (accuracy)', s, 'matching', 'accuracy', s, d, n) for d in _ARROW for s in strata]
+    return [Column(f'1:{n} matching {_ARROW[d]} (accuracy)', s, 'matching', 'accuracy', s, d, n) for d in _ARROW
+            for s in strata]
 
 def _auc(strata): return [Column('verification (AUC)', s, 'verification', 'auc', s) for s in strata]
 
 RETRIEVAL = [Column('retrieval (mAP)', a, 'retrieval', 'map', 'U', d, decimals=2) for d,a in _ARROW.items()]
 VERIFICATION = _auc(['U', 'G', 'N', 'A', 'GN', 'GNA']) + RETRIEVAL # CMPC, Table 2
 MATCHING = _matching(['U', 'G', 'N', 'GN']) # CMPC, Table 1
-RANKING = [Column(f'retrieval {a}', label, 'retrieval', metric, 'U', d, decimals=1 + (metric == 'map')) for d,a in _ARROW.items()
-           for metric,label in (('map', 'mAP'), ('recall@1', 'R@1'), ('recall@5', 'R@5'), ('recall@10', 'R@10'), ('mrr', 'MRR'))]
+RANKING = [Column(f'retrieval {a}', label, 'retrieval', metric, 'U', d, decimals=1 + (metric == 'map'))
+           for d,a in _ARROW.items()
+           for metric,label in (('map', 'mAP'), ('recall@1', 'R@1'), ('recall@5', 'R@5'), ('recall@10', 'R@10'),
+                                ('mrr', 'MRR'))]
 PAPERS = _auc(['U', 'G', 'N', 'A', 'GN', 'GNA']) + MATCHING + RETRIEVAL # CMPC, both tables
-SUMMARY = _auc('UG') + [Column('verification (EER)', 'U', 'verification', 'eer')] + _matching('UG') + RETRIEVAL # FAA, Table 2
+# FAA, Table 2
+SUMMARY = _auc('UG') + [Column('verification (EER)', 'U', 'verification', 'eer')] + _matching('UG') + RETRIEVAL
 
 def percent(
     value:float, # a fraction
@@ -205,7 +220,8 @@ def _row_label(method:str, seeds:float, warmup:float) -> str:
     said = [f'{n} seeds']*(n > 1) + (['warm-up only' if short == n else f'warm-up only in {short}'] if short else [])
     return f'{method} ({", ".join(said)})' if said else method
 
-REFERENCES = {'chance': 'chance', 'ceiling': 'ceiling', 'same_video': 'same-video positives'} # field of a score -> row label
+# field of a score -> row label
+REFERENCES = {'chance': 'chance', 'ceiling': 'ceiling', 'same_video': 'same-video positives'}
 
 def paper_table(
     scores:pd.DataFrame, # from `read_scores` or `merge_seeds`
@@ -215,16 +231,22 @@ def paper_table(
 ) -> pd.DataFrame: # texts: methods, then the reference rows; columns are (group, name)
     "The papers' table in percent, with intervals, chance, ceiling and same-video share."
     if 'seeds' not in scores: scores = merge_seeds(scores)
-    rows = scores.groupby('method', sort=False).agg(seeds=('seeds', 'max'), warmup=('warmup' if 'warmup' in scores else 'seeds', 'max')).reindex([*methods, *(m for m in dict.fromkeys(scores.method) if m not in methods)])
+    rows = scores.groupby('method', sort=False).agg(seeds=('seeds', 'max'),
+                                                    warmup=('warmup' if 'warmup' in scores else 'seeds',
+                                                            'max')).reindex(
+                                                                [*methods, *(m for m in dict.fromkeys(scores.method)
+                                                                             if m not in methods)])
     labels = {r.Index: _row_label(r.Index, r.seeds, r.warmup if 'warmup' in scores else 0.) for r in rows.itertuples()}
     columns = {}
     for c in layout:
         s = c.of(scores)
-        if s.method.duplicated().any(): raise RunError(f'{c.group} {c.name}: {s.method[s.method.duplicated()].iloc[0]} has several scores for it')
+        if s.method.duplicated().any():
+            raise RunError(f'{c.group} {c.name}: {s.method[s.method.duplicated()].iloc[0]} has several scores for it')
         if s.empty and not keep_empty: continue
         cell = {labels[r.method]: percent(r.value, r.low, r.high, c.decimals) for r in s.itertuples()}
         columns[c.group, c.name] = {**dict.fromkeys(labels.values(), '–'), **cell,
-                                    **{row: _reference(s[k], 1 if k == 'same_video' else c.decimals) for k,row in REFERENCES.items()}}
+                                    **{row: _reference(s[k], 1 if k == 'same_video' else c.decimals)
+                                       for k,row in REFERENCES.items()}}
     t = pd.DataFrame(columns, index=[*labels.values(), *REFERENCES.values()])
     return t.drop(index=[r for r in REFERENCES.values() if (t.loc[r] == '–').all()])
 
@@ -237,7 +259,8 @@ def as_text(
     for group in dict.fromkeys(table.columns.get_level_values(0)):
         body = [['', *table[group].columns], *([i, *row] for i,row in zip(table.index, table[group].to_numpy()))]
         width = [max(map(len, col)) for col in zip(*body)]
-        rows = ['  '.join([r[0].ljust(width[0]), *(c.rjust(w) for c,w in zip(r[1:], width[1:]))]).rstrip() for r in body]
+        rows = ['  '.join([r[0].ljust(width[0]), *(c.rjust(w) for c,w in zip(r[1:], width[1:]))]).rstrip()
+                for r in body]
         blocks.append('\n'.join([group, *rows]))
     return '\n\n'.join(blocks)
 
@@ -249,7 +272,8 @@ def as_markdown(
     "The table for a README; the two headings become one line each."
     groups, names = zip(*table.columns)
     shown = [g if i == 0 or g != groups[i - 1] else '' for i,g in enumerate(groups)]
-    grey = lambda i, c: f'*{c}*' if (i in REFERENCES.values() or i.endswith(PRINTED)) and c != '–' else c
+    def grey(i, c):
+        return f'*{c}*' if (i in REFERENCES.values() or i.endswith(PRINTED)) and c != '–' else c
     rows = [['', *shown], ['---', *['---:']*len(names)], ['', *names],
             *([grey(i, _as_written(i)), *(grey(i, c) for c in row)] for i,row in zip(table.index, table.to_numpy()))]
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in rows)
@@ -260,12 +284,17 @@ def as_html(
 ) -> Styler: # what a notebook shows; `.to_html()` for a page
     "The table with chance, ceiling and same-video share in grey."
     grey = [i for i in table.index if i in REFERENCES.values() or i.endswith(PRINTED)]
-    look = [{'selector': 'td, th', 'props': 'text-align:right; white-space:nowrap; padding:2px 8px; vertical-align:top'},
-            {'selector': 'th.row_heading', 'props': 'text-align:left'}, {'selector': 'th.col_heading.level0', 'props': 'text-align:center'},
+    look = [{'selector': 'td, th',
+             'props': 'text-align:right; white-space:nowrap; padding:2px 8px; vertical-align:top'},
+            {'selector': 'th.row_heading', 'props': 'text-align:left'},
+            {'selector': 'th.col_heading.level0', 'props': 'text-align:center'},
             {'selector': 'caption', 'props': 'text-align:left; font-weight:bold; padding:4px 0'}]
-    two_lines = lambda c: c.replace(' [', '<br><span style="font-size:80%;color:#666666">[') + '</span>'*(' [' in c)
-    style = table.style.format(two_lines).format_index(escape).set_table_styles(look).set_uuid(f'{zlib.crc32((table.to_csv() + caption).encode()):x}')
+    def two_lines(c):
+        return c.replace(' [', '<br><span style="font-size:80%;color:#666666">[') + '</span>'*(' [' in c)
+    style = table.style.format(two_lines).format_index(escape).set_table_styles(look).set_uuid(
+        f'{zlib.crc32((table.to_csv() + caption).encode()):x}')
     if grey:
         style = style.set_properties(subset=(grey, slice(None)), color='#808080')
-        style = style.apply_index(lambda s: ['color:#808080; font-weight:normal' if i in grey else '' for i in s], axis=0)
+        style = style.apply_index(lambda s: ['color:#808080; font-weight:normal' if i in grey else '' for i in s],
+                                  axis=0)
     return style.set_caption(escape(caption)) if caption else style

@@ -29,7 +29,9 @@ def pick_identities(
     require(items >= 1, 'pick_people', 'items', items, '1 or more')
     both = [m.assign(row=np.arange(len(m)), modality=k) for k, m in (('voice', emb.voices), ('face', emb.faces))]
     known = sorted(set(both[0].identity) & set(both[1].identity))
-    if len(known) < people: raise CorpusError(f'{len(known)} test identities have voices and faces, the map wants {people}; lower the parameter `people`')
+    if len(known) < people:
+        raise CorpusError(f'{len(known)} test identities have voices and faces, the map wants {people}; lower the '
+                          'parameter `people`')
     rng = rng_for(seed, 'map')
     order = pd.Series(rng.permutation(known))
     sex = order.map(both[1].drop_duplicates('identity').set_index('identity').gender)
@@ -38,7 +40,8 @@ def pick_identities(
     media = pd.concat(both, ignore_index=True)
     media = media[media.identity.isin(chosen)].sample(frac=1, random_state=int(rng.integers(2**31)))
     media = media.groupby(['identity', 'modality']).head(items)
-    return media.sort_values(['identity', 'modality', 'row'], ignore_index=True)[['row', 'modality', 'identity', 'gender']]
+    return media.sort_values(['identity', 'modality', 'row'],
+                             ignore_index=True)[['row', 'modality', 'identity', 'gender']]
 
 def points(
     emb:Embeddings, # of a test set
@@ -71,7 +74,8 @@ def tsne_map(
     perplexity:float=30., # neighbours each point cares for; less where there are few points
 ) -> np.ndarray: # (n, 2)
     "scikit-learn's t-SNE with cosine distances, voices and faces together."
-    return TSNE(2, metric='cosine', init='pca' if z.shape[1] > 2 else 'random', perplexity=min(perplexity, (len(z) - 1)/3), random_state=seed).fit_transform(z)
+    return TSNE(2, metric='cosine', init='pca' if z.shape[1] > 2 else 'random',
+                perplexity=min(perplexity, (len(z) - 1)/3), random_state=seed).fit_transform(z)
 
 MARKS = 'osD^vP*X<>ph' # twelve people: no two look alike in grey
 MORE = ('#333333', '#999999', '#661100', '#332288', '#117733') # after the seven colors of `plots`
@@ -98,12 +102,19 @@ def draw_map(
         color, mark = (*COLORS, *MORE)[i % (len(COLORS) + len(MORE))], MARKS[i % len(MARKS)]
         for modality in ('face', 'voice'):
             at = xy[(values == name) & (picked.modality == modality).to_numpy()]
-            look = dict(color=color, edgecolors='white', linewidths=.4) if modality == 'face' else dict(facecolors='none', edgecolors=color, linewidths=1.1)
+            look = dict(color=color, edgecolors='white',
+                        linewidths=.4) if modality == 'face' else dict(facecolors='none', edgecolors=color,
+                                                                       linewidths=1.1)
             ax.scatter(*at.T, marker=mark, s=26, **look)
         if by == 'identity': # at a face: the mean of two groups, or of faces and voices, would be nowhere
-            ax.annotate(str(i + 1), medoid(xy[(values == name) & (picked.modality == 'face').to_numpy()]), fontsize=9, fontweight='bold', ha='center', va='center', path_effects=[withStroke(linewidth=3, foreground='white')])
-    marks = [Line2D([], [], ls='', marker='o', color='#333333', mfc=fill, label=k) for k,fill in (('face', '#333333'), ('voice', 'none'))]
-    if by == 'gender': marks += [Line2D([], [], ls='', marker=MARKS[i % len(MARKS)], color=COLORS[i % 7], label=n) for i,n in enumerate(names)]
+            ax.annotate(str(i + 1), medoid(xy[(values == name) & (picked.modality == 'face').to_numpy()]), fontsize=9,
+                        fontweight='bold', ha='center', va='center',
+                        path_effects=[withStroke(linewidth=3, foreground='white')])
+    marks = [Line2D([], [], ls='', marker='o', color='#333333', mfc=fill, label=k)
+             for k,fill in (('face', '#333333'), ('voice', 'none'))]
+    if by == 'gender':
+        marks += [Line2D([], [], ls='', marker=MARKS[i % len(MARKS)], color=COLORS[i % 7], label=n)
+                  for i,n in enumerate(names)]
     if legend: ax.legend(handles=marks, fontsize=8, frameon=True, framealpha=.8, edgecolor=GREY, loc='best')
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=10)

@@ -36,5 +36,6 @@ def build_method(
     "The method a recipe names, around `model`. `ConfigError` if it needs identities and gets none."
     cfg, cls = method_config(d), method_class(d)
     if not cls.supervised: return cls(model, cfg, n, corpus)
-    require(identity is not None and len(identity) == n, f'method {d["name"]}', 'identity', identity, f'the identities of the {n} training videos')
+    require(identity is not None and len(identity) == n, f'method {d["name"]}', 'identity', identity,
+            f'the identities of the {n} training videos')
     return cls(model, cfg, n, corpus, identity)

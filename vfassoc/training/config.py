@@ -37,15 +37,22 @@ class TrainConfig:
     trace:bool = False # keep what each epoch leaves for every training video (rho, prototypes) in the folder `traces`
 
     def __post_init__(self):
-        for k in ('total_samples', 'batch_size', 'checkpoint_every'): require(getattr(self, k) >= 1, 'train', k, getattr(self, k), '1 or more')
-        for k in ('peak_lr', 'lr_start', 'lr_end'): require(0 < getattr(self, k) < 10, 'train', k, getattr(self, k), 'above 0, below 10')
-        for k in ('weight_decay', 'grad_clip', 'patience', 'lr_warmup'): require(getattr(self, k) >= 0, 'train', k, getattr(self, k), '0 or more')
+        for k in ('total_samples', 'batch_size', 'checkpoint_every'):
+            require(getattr(self, k) >= 1, 'train', k, getattr(self, k), '1 or more')
+        for k in ('peak_lr', 'lr_start', 'lr_end'):
+            require(0 < getattr(self, k) < 10, 'train', k, getattr(self, k), 'above 0, below 10')
+        for k in ('weight_decay', 'grad_clip', 'patience', 'lr_warmup'):
+            require(getattr(self, k) >= 0, 'train', k, getattr(self, k), '0 or more')
         require(0 <= self.seed < 2**32, 'train', 'seed', self.seed, '0 to 4294967295')
-        require(self.lr_warmup < self.total_samples, 'train', 'lr_warmup', self.lr_warmup, f'below total_samples = {self.total_samples}')
-        require(self.total_samples >= self.batch_size, 'train', 'total_samples', self.total_samples, f'batch_size = {self.batch_size} or more')
-        require(self.batch_size >= 2, 'train', 'batch_size', self.batch_size, '2 or more: a batch of one has no negative')
+        require(self.lr_warmup < self.total_samples, 'train', 'lr_warmup', self.lr_warmup,
+                f'below total_samples = {self.total_samples}')
+        require(self.total_samples >= self.batch_size, 'train', 'total_samples', self.total_samples,
+                f'batch_size = {self.batch_size} or more')
+        require(self.batch_size >= 2, 'train', 'batch_size', self.batch_size,
+                '2 or more: a batch of one has no negative')
         require(self.optimizer in ('adam', 'adamw'), 'train', 'optimizer', self.optimizer, 'adam, adamw')
-        require(self.mixed_precision in ('no', 'bf16', 'fp16'), 'train', 'mixed_precision', self.mixed_precision, 'no, bf16, fp16')
+        require(self.mixed_precision in ('no', 'bf16', 'fp16'), 'train', 'mixed_precision', self.mixed_precision,
+                'no, bf16, fp16')
 
     @property
     def steps(self) -> int: return self.total_samples//self.batch_size

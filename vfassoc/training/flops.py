@@ -52,7 +52,8 @@ def cost(
     d, m, b = recipe.data, recipe.model, 2
     cached = m.spec.cached
     voice = torch.randn(b, m.voice_dim if cached else round(16000*d.crop_seconds))
-    face = torch.randn(b, m.face_dim) if cached else torch.randint(0, 256, (b, 3, d.face_size, d.face_size), dtype=torch.uint8)
+    face = torch.randn(b, m.face_dim) if cached else torch.randint(0, 256, (b, 3, d.face_size, d.face_size),
+                                                                   dtype=torch.uint8)
     method.train()
     def step(): method(voice, face, torch.arange(b))[0].mean().backward()
     pair = operations(step)/b

@@ -31,7 +31,8 @@ class Recipe:
 
     def __post_init__(self):
         method_config(self.method)
-        require(not self.data.shots or method_class(self.method).supervised, f'recipe {self.name}', 'data.shots', self.data.shots,
+        require(not self.data.shots or method_class(self.method).supervised, f'recipe {self.name}', 'data.shots',
+                self.data.shots,
                 f'0 for method {self.method["name"]}, which must not know who is who')
 
 # %% ../../nbs/08_training/04_recipes.ipynb #77399625
@@ -134,7 +135,8 @@ RECIPES |= {
         'train.lr_start': 1e-4, 'train.lr_end': 1e-5, 'train.lr_warmup': 1_000, 'train.weight_decay': 0.01}),
     'self-lifting-demo': ('faa-demo', {
         'name': 'Self-Lifting',
-        'method': {'name': 'faa', 'use_fusion': False, 'clustering': 'fixed', 'beta': 50.0, 'eps': None, 'n_clusters': 280}}),
+        'method': {'name': 'faa', 'use_fusion': False, 'clustering': 'fixed', 'beta': 50.0, 'eps': None,
+                   'n_clusters': 280}}),
     'faa-libri-lfw': ('', {
         'name': 'FAA', 'corpus': 'libri-lfw',
         'data.feature_file': 'libri-lfw/features.npz',
@@ -145,7 +147,8 @@ RECIPES |= {
         'train.weight_decay': 10.0}), # 140 identities, 704 numbers
     'self-lifting-libri-lfw': ('faa-libri-lfw', {
         'name': 'Self-Lifting',
-        'method': {'name': 'faa', 'use_fusion': False, 'clustering': 'fixed', 'beta': 50.0, 'eps': None, 'n_clusters': 140}}),
+        'method': {'name': 'faa', 'use_fusion': False, 'clustering': 'fixed', 'beta': 50.0, 'eps': None,
+                   'n_clusters': 140}}),
     'faa-voxceleb1': ('', {
         'name': 'FAA', 'corpus': 'voxceleb1',
         'data.crop_seconds': 5.0, 'data.face_size': 112,
@@ -157,14 +160,16 @@ RECIPES |= {
         'train.lr_end': 1e-4, 'train.lr_warmup': 0, 'train.weight_decay': 0.01, 'train.mixed_precision': 'bf16'}),
     'self-lifting-voxceleb1': ('faa-voxceleb1', {
         'name': 'Self-Lifting',
-        'method': {'name': 'faa', 'use_fusion': False, 'clustering': 'fixed', 'beta': 50.0, 'eps': None, 'n_clusters': 1_000}}),
+        'method': {'name': 'faa', 'use_fusion': False, 'clustering': 'fixed', 'beta': 50.0, 'eps': None,
+                   'n_clusters': 1_000}}),
     'faa-features-voxceleb1': ('faa-voxceleb1', {
         'data': {'feature_file': 'voxceleb1-features.npz'},
         'model': {'dim': 256, 'encoder': 'linear', 'projection': 'none'},
         'train.mixed_precision': 'no'}),
     'self-lifting-features-voxceleb1': ('faa-features-voxceleb1', {
         'name': 'Self-Lifting',
-        'method': {'name': 'faa', 'use_fusion': False, 'clustering': 'fixed', 'beta': 50.0, 'eps': None, 'n_clusters': 1_000}}),
+        'method': {'name': 'faa', 'use_fusion': False, 'clustering': 'fixed', 'beta': 50.0, 'eps': None,
+                   'n_clusters': 1_000}}),
 }
 
 _OLD_RECIPES = {'demo': 'cid-demo', 'encoders-demo': 'pretrain-demo', # names that are read for one release

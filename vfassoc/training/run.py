@@ -44,7 +44,8 @@ def run_path(
 ) -> Path:
     "Where a run is."
     p = user_path(run, 'run')
-    there = lambda q: any(os.path.isfile(q/name) for name in ('config.json', 'grid.json'))
+    def there(q):
+        return any(os.path.isfile(q/name) for name in ('config.json', 'grid.json'))
     if p.is_absolute() or there(p): return p
     return settings.runs/p if len(p.parts) == 1 or there(settings.runs/p) else p
 
@@ -58,7 +59,9 @@ def open_corpus(
     root = corpus_path(corpus, settings)
     with readable(root): packed = is_packed(root)
     if packed:
-        if check != 'quick' or shared: raise ConfigError(f'{root}: is packed; what was checked and kept was decided for the tree it came from: prepare that, and pack it again')
+        if check != 'quick' or shared:
+            raise ConfigError(f'{root}: is packed; what was checked and kept was decided for the tree it came from: '
+                              'prepare that, and pack it again')
         m = load_pack(root)
     else: m = load_or_scan(root, settings.data/'.cache', settings.workers, check, shared)
     assert_disjoint(m)
@@ -68,12 +71,16 @@ def _check_same_config(run:RunFolder, recipe:Recipe):
     "See that config.json, if there is one, says the same; returns what it is to say."
     mine = json.loads(json.dumps(to_dict(recipe)))
     try: there = run.config.exists()
-    except OSError as e: raise RunError(f'{run.path}: cannot be read ({e.strerror or e}); check who may read it') from None
+    except OSError as e:
+        raise RunError(f'{run.path}: cannot be read ({e.strerror or e}); check who may read it') from None
     if not there:
-        if found := occupied(run.path): raise RunError(f'{run.path}: holds no run, and is not empty ({found[0]}); choose another run folder')
+        if found := occupied(run.path):
+            raise RunError(f'{run.path}: holds no run, and is not empty ({found[0]}); choose another run folder')
         return mine
     old = json.loads(json.dumps(to_dict(stored_recipe(run.config))))
-    flat = lambda d, p='': {q: x for k,v in d.items() for q,x in (flat(v, f'{p}{k}.') if isinstance(v, dict) else {p + k: v}).items()}
+    def flat(d, p=''):
+        return {q: x for k,v in d.items() for q,x in (flat(v, f'{p}{k}.') if isinstance(v, dict)
+                                                      else {p + k: v}).items()}
     a, b = flat(old), flat(mine)
     if diff := [k for k in b if a.get(k) != b[k]]:
         raise RunError(f'{run.path}: holds a run with {diff[0]} = {a.get(diff[0])!r}, asked for {b[diff[0]]!r}; '
@@ -96,9 +103,11 @@ def same_features(
     source:Source, # what it is to be fed with
 ):
     "`RunError` if a run learnt from other features than those that lie under the same name now."
-    old = read_table(run.provenance, features=dict).get('features', {}).get('sha256') if run.provenance.exists() else None
+    old = read_table(run.provenance,
+                     features=dict).get('features', {}).get('sha256') if run.provenance.exists() else None
     if source.features and old and old != source.features.digest:
-        raise RunError(f'{run.path}: learnt from other features than {source.features.path} holds now; bring the old file back, or delete this run')
+        raise RunError(f'{run.path}: learnt from other features than {source.features.path} holds now; bring the old '
+                       'file back, or delete this run')
 
 def weights_hash(
     path:str|Path, # a run's folder
@@ -112,9 +121,11 @@ def _start(recipe:Recipe, model:VoiceFaceModel, settings:Settings) -> set[str]:
     if not recipe.init_from: return set()
     path = run_path(recipe.init_from, settings)
     old = load_run(path)
-    width = lambda m: (m.encoder, m.dim, *((m.voice_dim, m.face_dim) if m.spec.cached else ()))
+    def width(m):
+        return (m.encoder, m.dim, *((m.voice_dim, m.face_dim) if m.spec.cached else ()))
     if (a := width(old.recipe.model)) != (b := width(recipe.model)):
-        raise RunError(f'{path}: has {a[0]} towers of {a[1]} dimensions, the recipe {recipe.name} {b[0]} of {b[1]}; start from a run of the same model')
+        raise RunError(f'{path}: has {a[0]} towers of {a[1]} dimensions, the recipe {recipe.name} {b[0]} of {b[1]}; '
+                       'start from a run of the same model')
     model.load_state_dict({k: t for k,t in old.model.state_dict().items() if k in model.state_dict()}, strict=False)
     return set(old.identities)
 
@@ -143,26 +154,35 @@ def train(
     seen = _start(recipe, model, settings)
     method = build_method(recipe.method, model, n, m.hash, data[0].videos.identity)
     rank, world = acc.process_index, acc.num_processes
-    if cfg.batch_size % world: raise ConfigError(f'recipe: train.batch_size = {cfg.batch_size} does not split over {world} processes')
+    if cfg.batch_size % world:
+        raise ConfigError(f'recipe: train.batch_size = {cfg.batch_size} does not split over {world} processes')
     acc.wait_for_everyone()
     if acc.is_main_process:
-        if not run.config.exists(): write_json(run.config, config) # only now: a recipe that cannot be trained leaves no run
-        if source.features: run.stamp(features={'path': str(source.features.path), 'sha256': source.features.digest, **{k: x for k,x in source.features.about.items() if k != 'identities'}})
+        if not run.config.exists():
+            write_json(run.config, config) # only now: a recipe that cannot be trained leaves no run
+        if source.features:
+            run.stamp(features={'path': str(source.features.path), 'sha256': source.features.digest,
+                                **{k: x for k,x in source.features.about.items() if k != 'identities'}})
         for k in ('voice', 'face'):
-            if recipe.model.spec.pretrained and not getattr(recipe.model, f'{k}_weights'): print(f'{k} encoder: no weights given (model.{k}_weights), trained from scratch', file=sys.stderr)
+            if recipe.model.spec.pretrained and not getattr(recipe.model, f'{k}_weights'):
+                print(f'{k} encoder: no weights given (model.{k}_weights), trained from scratch', file=sys.stderr)
 
     def batches(epoch, start):
         plan = DistributedBatchSampler(n, cfg.batch_size, cfg.seed, epoch, start, rank, world)
         return source.batches(data[0], plan)
 
     plan = [[(0, int(i)) for i in part] for part in np.array_split(np.arange(n_valid), -(-n_valid//64))]
-    if method.embeds_training_set: method.embed_training_set = lambda: pool_videos(source, method.model, 'train', (rank, world))
-    validate = lambda method: valid_auc(method, source.batches(data[1], plan), who)
-    about = dict(recipe=to_dict(recipe), corpus_hash=m.hash, drawn=synthetic_seed(m.root), identities=sorted({*m.videos('train').identity, *who, *seen, *source.pretraining_identities}))
+    if method.embeds_training_set:
+        method.embed_training_set = lambda: pool_videos(source, method.model, 'train', (rank, world))
+    def validate(method):
+        return valid_auc(method, source.batches(data[1], plan), who)
+    about = dict(recipe=to_dict(recipe), corpus_hash=m.hash, drawn=synthetic_seed(m.root),
+                 identities=sorted({*m.videos('train').identity, *who, *seen, *source.pretraining_identities}))
     result = fit(method, batches, n//cfg.batch_size, cfg, run, validate, about, acc, quiet)
     if acc.is_main_process:
         if recipe.init_from: run.stamp(start_sha256=weights_hash(run_path(recipe.init_from, settings)))
-        run.stamp(seed=cfg.seed, corpus=str(corpus_path(recipe.corpus, settings)), corpus_hash=m.hash, train_seconds=round(result.state.seconds, 1),
+        run.stamp(seed=cfg.seed, corpus=str(corpus_path(recipe.corpus, settings)), corpus_hash=m.hash,
+                  train_seconds=round(result.state.seconds, 1),
                   device=str(acc.device), processes=world, finished=result.finished, ended=result.reason)
     return result
 
@@ -173,7 +193,8 @@ class Run:
     folder:RunFolder # its paths
     recipe:Recipe # what was trained
     model:VoiceFaceModel # of the best checkpoint, in eval mode
-    pair_scorer:torch.nn.Module|None # of the best checkpoint, in eval mode, with `log_odds(v, f)`; None: the cosine scores
+    # of the best checkpoint, in eval mode, with `log_odds(v, f)`; None: the cosine scores
+    pair_scorer:torch.nn.Module|None
     about:dict # what the checkpoint recorded: identities, epoch, corpus_hash, ...
 
     @property
@@ -184,12 +205,15 @@ class Run:
         "Whom the model has seen, in training or in choosing the checkpoint."
         return frozenset(self.about['identities'])
 
-    def stamp(self, **extra): "Add to the run's `provenance.json`."; self.folder.stamp(**extra)
+    def stamp(self, **extra):
+        "Add to the run's `provenance.json`."
+        self.folder.stamp(**extra)
 
 def _check_about(best:Path, about:dict):
     for k,t in (('identities', list), ('epoch', int), ('corpus_hash', str)):
         if not isinstance(about.get(k), t):
-            raise RunError(f'{best}: its header says {k} = {str(about.get(k))[:40]!r}, which is not of type {t.__name__}; delete it and train again')
+            raise RunError(f'{best}: its header says {k} = {str(about.get(k))[:40]!r}, which is not of type '
+                           f'{t.__name__}; delete it and train again')
     if not all(isinstance(i, str) for i in about['identities']):
         raise RunError(f'{best}: its header names identities that are not texts; delete it and train again')
 
@@ -209,5 +233,6 @@ def load_run(
         mine, scorer = method_class(recipe.method).open_inference_state(method_config(recipe.method), tensors)
         model.load_state_dict(mine)
     except RuntimeError as e:
-        raise RunError(f'{folder.path}: best.safetensors does not fit config.json ({str(e).splitlines()[-1].strip()}); train again') from None
+        raise RunError(f'{folder.path}: best.safetensors does not fit config.json ({str(e).splitlines()[-1].strip()}); '
+                       'train again') from None
     return Run(folder, recipe, model.to(device).eval(), scorer and scorer.to(device).eval(), about)
