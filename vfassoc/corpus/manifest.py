@@ -315,7 +315,7 @@ def load_manifest(
         if not isinstance(extra['report'], dict) or not isinstance(extra['hash'], str):
             raise TypeError('report or hash')
         root = Path(root or extra['root']).expanduser().absolute()
-        return Manifest(root, t.to_pandas(), extra['report'], extra['hash'])
+        return Manifest(root, t.to_pandas(ignore_metadata=True), extra['report'], extra['hash'])
     except FileNotFoundError: raise CorpusError(f'{path}: no such manifest; run `vfassoc prepare`') from None
     except CorpusError: raise
     except Exception as e: # damaged bytes make pyarrow and json raise many types
