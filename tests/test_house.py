@@ -350,7 +350,7 @@ nbs/03_synthetic/05_corpus.ipynb nbs/07_methods/01_base.ipynb nbs/07_methods/08_
 nbs/08_training/06_run.ipynb nbs/10_experiments/01_sweeps.ipynb nbs/10_experiments/02_tables.ipynb
 nbs/10_experiments/04_comparison.ipynb nbs/10_experiments/06_tsne.ipynb nbs/10_experiments/08_runner.ipynb
 nbs/12_appendix/01_core.ipynb nbs/12_appendix/04_flops.ipynb nbs/reports/evaluate.ipynb nbs/reports/train.ipynb
-vfassoc/__main__.py vfassoc/cli.py vfassoc/clustering/nearest.py vfassoc/core.py vfassoc/corpus/audio.py
+vfassoc/clustering/nearest.py vfassoc/core.py vfassoc/corpus/audio.py
 vfassoc/corpus/features.py vfassoc/corpus/layout.py vfassoc/corpus/manifest.py vfassoc/corpus/packed.py
 vfassoc/demo.py vfassoc/evaluation/protocol.py vfassoc/evaluation/run_published.py vfassoc/evaluation/scorers.py
 vfassoc/evaluation/trials.py vfassoc/experiments/comparison.py vfassoc/experiments/diagnostics.py
@@ -363,7 +363,7 @@ vfassoc/training/run.py
 
 # functions that may be longer, by name
 LONG = set("""
-cli.parser core.claim corpus.features.load_features experiments.sweeps.run_grid training.run.train
+core.claim corpus.features.load_features experiments.sweeps.run_grid training.run.train
 """.split())
 
 def dense(paths) -> dict[Path, str]:

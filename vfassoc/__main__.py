@@ -1,4 +1,4 @@
-"""`python -m vfassoc` (and `torchrun -m vfassoc`) is the `vfassoc` command. Plumbing, written by hand (not exported)."""
+"""`python -m vfassoc` (and `torchrun -m vfassoc`) is the `vfassoc` command. Plumbing, by hand (not exported)."""
 import sys
 
 from vfassoc.cli import main

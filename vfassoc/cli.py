@@ -1,4 +1,4 @@
-"""The `vfassoc` command: thin; every subcommand calls one function of the library. Plumbing, written by hand (not exported)."""
+"""The `vfassoc` command; each subcommand calls one function of the library. Plumbing, by hand (not exported)."""
 import argparse, contextlib, json, os, signal, sys, tempfile, threading, traceback
 from pathlib import Path
 
@@ -6,36 +6,48 @@ from tqdm import tqdm
 
 from vfassoc import __version__
 from vfassoc.core import (ConfigError, RunError, Terminated, VfassocError, current_name, end_workers, load_settings,
-                          printable,
-                          require, to_dict, user_path)
+                          printable, require, to_dict, user_path)
 
 START = """\
 Voice-face association: given a voice, which face; given a face, which voice.
 
-New here?  `vfassoc demo` draws a corpus, trains, evaluates and writes a report, in a few minutes on two cores.
+New here?  `vfassoc demo` generates a corpus, trains, evaluates and writes a report, in a few minutes on two cores.
 
-Your own corpus (a folder in the VoxCeleb1 tree, see data/README.md), step by step:
-  vfassoc prepare data/mine                     look at every file once, print what is there
+Your own corpus (a folder in the VoxCeleb1 layout, see data/README.md), step by step:
+  vfassoc prepare data/mine                        check every file, print the counts
   vfassoc train cid-demo --corpus mine --run mine  train the recipe `cid-demo` on it, into runs/mine
-  vfassoc evaluate mine                         score it on the test identities
-  vfassoc report evaluate --run mine            tables and figures, as one HTML file
+  vfassoc evaluate mine                            score it on the test identities
+  vfassoc report evaluate --run mine               write tables and figures as one HTML file
 """
 
 
-WAIT = 'if another command writes where this one is to write, wait until it has ended (default: say who it is, and stop)'
+WAIT = 'wait for another command that writes to the same place (default: print which command it is, and stop)'
 
 
 # read for one release
 OLD_WORDS = {'synth': 'synthesize', 'features': 'extract', 'lists': 'trials', 'grid': 'sweep', 'cost': 'flops'}
 
+CORPUS = 'corpus: a name under `data`, or a path'
+RUN = 'run: a name under `runs`, or a path'
+MANY = dict(action='append', metavar='KEY=VALUE')
+
+
+def command(sub, fn, text):
+    "Add the command that is named like `fn` and calls it; return its parser."
+    q = sub.add_parser(fn.__name__, aliases=[old for old, new in OLD_WORDS.items() if new == fn.__name__],
+                       help=text, description=text[0].upper() + text[1:] + '.')
+    q.add_argument('--wait', action='store_true', default=argparse.SUPPRESS, help=WAIT)
+    q.set_defaults(fn=fn)
+    return q
+
 
 def changes(pairs, where):
-    "['train.seed=3'] to {'train.seed': 3}."
+    "Parse ['train.seed=3'] into {'train.seed': 3}; raise `ConfigError` for a text without `=`."
     from vfassoc.training.recipes import parse_value
     out = {}
     for p in pairs or ():
         key, eq, value = p.partition('=')
-        if not eq or not key: raise ConfigError(f'{where}: {p!r} is not KEY=VALUE')
+        if not eq or not key: raise ConfigError(f'{where}: {p!r} is not KEY=VALUE; write e.g. train.seed=3')
         out[key] = parse_value(value)
     return out
 
@@ -50,6 +62,13 @@ def synthesize(a, s):
     print(root)
 
 
+def _add_synthesize(sub):
+    q = command(sub, synthesize, 'generate a synthetic corpus with known latent variables')
+    q.add_argument('corpus', help=CORPUS)
+    q.add_argument('--set', **MANY,
+                   help='a field of SynthConfig, e.g. identities=400, coupling=0.5, seed=1; may be repeated')
+
+
 def prepare(a, s):
     from vfassoc.corpus.layout import hints
     from vfassoc.corpus.manifest import issues, summary
@@ -61,6 +80,15 @@ def prepare(a, s):
     for line in hints(m.root, m.report['set aside']): print(f'\n{line}')
 
 
+def _add_prepare(sub):
+    q = command(sub, prepare, 'scan a corpus: check every file, count, split, write the manifest')
+    q.add_argument('corpus', help='corpus in the VoxCeleb1 layout: a name under `data`, or a path')
+    q.add_argument('--check', choices=('quick', 'full'), default='quick',
+                   help='quick: read the headers and ends of files; full: decode everything (default: quick)')
+    q.add_argument('--shared', choices=('exclude', 'keep'),
+                   help='rule for videos that appear under two identities; stored with the corpus (at first: exclude)')
+
+
 def voxceleb1(a, s):
     from vfassoc.corpus.voxceleb1 import GUIDE, link_with_split, missing_media, read_index, read_split_tables
     from vfassoc.training.run import corpus_path, open_corpus
@@ -69,15 +97,26 @@ def voxceleb1(a, s):
     if a.tables:
         used, left = read_split_tables(*(Path(a.tables)/f'vox1_{s}.csv' for s in ('train', 'val', 'test')))
         return print(f'{link_with_split(corpus_path(a.corpus, s), corpus_path(a.output, s), used)}: {len(used)} '
-                     f'people; {len(left)} whose Set is none are left out')
+                     f'identities; {len(left)} with Set none are left out')
     if not a.index:
         raise ConfigError('voxceleb1: --corpus needs --index, a table of all utterances; `vfassoc voxceleb1` alone '
-                          'says where things come from')
+                          'lists the sources')
     t = missing_media(open_corpus(a.corpus, s), read_index(a.index))
     print(t.to_string())
     print('\nnothing is missing' if not t.missing.sum()
-          else '\nVideos of two people count as missing if they are left out: `vfassoc prepare CORPUS --shared keep` '
-               'keeps them.')
+          else '\nVideos of two identities count as missing if they are left out: `vfassoc prepare CORPUS --shared '
+               'keep` keeps them.')
+
+
+def _add_voxceleb1(sub):
+    q = command(sub, voxceleb1, 'describe how to obtain VoxCeleb1, list what is missing, or link it with another split')
+    q.add_argument('--corpus', help=f'{CORPUS}; compare it with the index')
+    q.add_argument('--index', metavar='FILE',
+                   help='utterances.tsv or .tsv.gz with columns identity, video, utterance, seconds, part')
+    q.add_argument('--tables', metavar='FOLDER',
+                   help="folder of vox1_train.csv, vox1_val.csv, vox1_test.csv: link the corpus with FAA's split")
+    q.add_argument('-o', '--output', metavar='NAME',
+                   help='with --tables: the new corpus, a name under `data`, or a path')
 
 
 def pack(a, s):
@@ -86,6 +125,15 @@ def pack(a, s):
     from vfassoc.training.run import corpus_path, open_corpus
     cfg = from_dict(PackConfig, changes(a.set, 'pack'), 'pack')
     print(run(open_corpus(a.corpus, s), corpus_path(a.output, s), cfg, s.workers))
+
+
+def _add_pack(sub):
+    q = command(sub, pack, 'copy the usable media of a corpus into few large files, which are faster to read')
+    q.add_argument('corpus', help='corpus in folders: a name under `data`, or a path')
+    q.add_argument('-o', '--output', required=True, metavar='NAME',
+                   help='the packed corpus: a name under `data`, or a path; train on it with --corpus NAME')
+    q.add_argument('--set', **MANY,
+                   help='pixels=112 (decode faces now; 0 keeps the image files), shard_mb=512; may be repeated')
 
 
 def trials(a, s):
@@ -112,6 +160,20 @@ def trials(a, s):
     print(f'{account.used.sum():,} of {account.lines.sum():,} lines are used')
 
 
+def _add_trials(sub):
+    q = command(sub, trials, 'read published trial files and report every unused line; or score an untrained baseline '
+                             'on them')
+    q.add_argument('folder', help='folder of csv and txt files, or one such file')
+    q.add_argument('--corpus', help=f'{CORPUS}; report the lines without media there')
+    q.add_argument('--meta', metavar='vox1_meta.csv', help='without a corpus: the metadata alone')
+    q.add_argument('--strict', action='store_true', help='a line that cannot be used is an error')
+    q.add_argument('--baseline', choices=('random', 'gender'),
+                   help='score random vectors, or vectors that encode gender only, as if all media were present')
+    q.add_argument('--run', help=f'with --baseline: {RUN} (default: random-vectors, gender-vectors)')
+    q.add_argument('--set', **MANY,
+                   help='with --baseline: a field of ProtocolConfig, e.g. replicates=200; may be repeated')
+
+
 def identity_names(meta):
     from vfassoc.corpus.layout import read_metadata
     d = read_metadata(meta)
@@ -128,6 +190,15 @@ def extract(a, s):
     print(make_features(a.encoder, a.corpus, a.output, s, options={**options, **weights}))
 
 
+def _add_extract(sub):
+    q = command(sub, extract, 'embed a corpus once into a feature file, to train on it without encoders')
+    q.add_argument('encoder', help="a run (name under `runs`, or a path), or `faa`: FAA's pretrained encoders")
+    q.add_argument('--corpus', required=True, help=CORPUS)
+    q.add_argument('-o', '--output', required=True, metavar='FILE.npz', help='a name under `data`, or a path')
+    q.add_argument('--set', **MANY,
+                   help='for `faa`: voice_weights=..., face_weights=..., seconds=5, size=112; may be repeated')
+
+
 def train(a, s):
     from vfassoc.training.recipes import load_recipe
     from vfassoc.training.run import run_path, train as run
@@ -139,6 +210,17 @@ def train(a, s):
     best = f'; best validation AUC {r.state.best:.3f} in epoch {r.state.best_epoch}' if r.state.best is not None else ''
     print(f'{path}: {r.reason}{best}')
     return 0 if r.finished else 128 + (r.by or signal.SIGINT)
+
+
+def _add_train(sub):
+    q = command(sub, train, 'train a recipe; the same command resumes a stopped run')
+    q.add_argument('recipe', help='cid-demo, cmpc-demo, cmpc-voxceleb1, ... (a wrong name lists all), or a JSON file')
+    q.add_argument('--run', help='a name under `runs`, or a path (default: the name of the recipe)')
+    q.add_argument('--corpus', help=f"{CORPUS} (default: the recipe's)")
+    q.add_argument('--set', **MANY,
+                   help='change a field, e.g. train.seed=3, train.total_samples=100000, method.tau=0.05; may be '
+                        'repeated')
+    q.add_argument('--show', action='store_true', help='print the recipe and stop')
 
 
 def flops(a, s):
@@ -153,6 +235,15 @@ def flops(a, s):
     size = SPLITS[method_class(recipe.method).paper_split]
     for k, x in {**count(recipe, size, a.tflops), **disk(size, recipe.data.face_size)}.items(): print(f'{k:<28} {x:,}')
     print(f'for {size.videos:,} training videos of VoxCeleb1; counted, not timed')
+
+
+def _add_flops(sub):
+    q = command(sub, flops, 'count the FLOPs of a recipe on VoxCeleb1, and its hours at a given rate')
+    q.add_argument('recipe', help='cmpc-voxceleb1, faa-voxceleb1, ..., or a JSON file')
+    q.add_argument('--set', **MANY, help='change a field; may be repeated')
+    q.add_argument('--tflops', type=float, default=150.,
+                   help='sustained rate of the machine, in 10^12 operations per second (default: 150)')
+    q.add_argument('--tera', type=float, help=argparse.SUPPRESS)
 
 
 def evaluate(a, s):
@@ -170,6 +261,17 @@ def evaluate(a, s):
     print(as_text(paper_table(read_scores(paths, 'lists' if a.lists else 'metrics'))))
 
 
+def _add_evaluate(sub):
+    q = command(sub, evaluate, 'score runs on test identities: verification, matching, retrieval, with intervals')
+    q.add_argument('run', nargs='+', help=RUN)
+    q.add_argument('--set', **MANY, help='a field of ProtocolConfig, e.g. seed=1, replicates=2000; may be repeated')
+    q.add_argument('--corpus', help=f"{CORPUS} (default: the run's)")
+    q.add_argument('--lists', metavar='FOLDER',
+                   help='score on published trials (matching, verification, galleries) instead of drawn ones; writes '
+                        'lists.json')
+    q.add_argument('--strict', action='store_true', help='with --lists: a line that cannot be used is an error')
+
+
 def sweep(a, s):
     from vfassoc.experiments.sweeps import OK, load_grid, run_grid
     from vfassoc.training.run import run_path
@@ -180,6 +282,17 @@ def sweep(a, s):
     if len(bad):
         raise RunError(f'{len(bad)} cells did not finish, the first ({bad.variant.iloc[0]}, seed {bad.seed.iloc[0]}): '
                        f'{bad.result.iloc[0]}')
+
+
+def _add_sweep(sub):
+    q = command(sub, sweep, 'train and score all variants and seeds of a sweep in parallel; the same command resumes')
+    q.add_argument('grid', help='ablation-cmpc, ... (a wrong name lists all), or a JSON file')
+    q.add_argument('--run', help='folder of all cells: a name under `runs`, or a path (default: the name of the sweep)')
+    q.add_argument('--jobs', type=int, default=0, help='cells at a time (default: one per core; one on a GPU)')
+    q.add_argument('--scheduler', default='', metavar='ADDRESS',
+                   help='address of a Dask scheduler, for several machines with a shared disk')
+    q.add_argument('--set', **MANY,
+                   help='a field of the sweep, e.g. seeds=[0,1], changes.train.total_samples=5000; may be repeated')
 
 
 def report(a, s):
@@ -195,6 +308,15 @@ def report(a, s):
     print(page.resolve())
 
 
+def _add_report(sub):
+    q = command(sub, report, 'run a report notebook; write the executed notebook and one self-contained HTML page')
+    q.add_argument('name', help='train, evaluate, compare, ... (a wrong name lists all), or the path of a notebook')
+    q.add_argument('--run', action='append', help=f'{RUN}; may be repeated')
+    q.add_argument('--grid', help='sweep, for the reports on a sweep: a name under `runs`, or a path')
+    q.add_argument('-p', '--parameter', **MANY, help='a parameter of the report; may be repeated')
+    q.add_argument('-o', '--output', help='where to write (default: `figures`/NAME)')
+
+
 def results(a, s):
     from vfassoc.experiments.results import choose_sweeps, render_results
     sweeps = choose_sweeps(a.sweep or ())
@@ -202,112 +324,39 @@ def results(a, s):
     print(render_results(a.output, sweeps, s, a.jobs, command=command).resolve())
 
 
+def _add_results(sub):
+    q = command(sub, results, 'run unfinished sweeps and their reports, and write the published results as one page')
+    q.add_argument('-o', '--output', default='RESULTS.md', metavar='FILE',
+                   help='the page (default: RESULTS.md); its figures go to figures/published beside it')
+    q.add_argument('--sweep', action='append', metavar='NAME[:REPORT,...]',
+                   help='one of the sweeps (default: all), or another one with its reports; may be repeated')
+    q.add_argument('--jobs', type=int, default=0, help='runs at a time (default: one per core; one on a GPU)')
+
+
 def demo(a, s):
     from vfassoc.demo import run_demo
     run_demo(s)
 
 
+def _add_demo(sub):
+    command(sub, demo, 'generate a corpus, train, evaluate and report, in a few minutes')
+
+
+ADDERS = (_add_synthesize, _add_prepare, _add_voxceleb1, _add_pack, _add_extract, _add_train, _add_flops, _add_evaluate,
+          _add_trials, _add_sweep, _add_report, _add_results, _add_demo) # one per command, in the order of `--help`
+
+
 def parser():
+    "Build the parser of the whole command line."
     p = argparse.ArgumentParser('vfassoc', description=START, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                epilog='settings.ini says where data, runs and figures are. `vfassoc COMMAND --help` '
-                                       'for each command.')
+                                epilog='The file settings.ini sets the folders of corpora, runs and figures. '
+                                       '`vfassoc COMMAND --help` describes one command.')
     p.add_argument('--version', action='version', version=__version__)
     p.add_argument('--wait', action='store_true', help=WAIT)
     p.add_argument('--settings', metavar='FILE',
-                   help='a settings.ini (default: the first one at or above the working folder)')
+                   help='path of a settings.ini (default: the first one in the working folder or above it)')
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
-
-    def add(fn, text, **args):
-        q = sub.add_parser(fn.__name__, aliases=[old for old, new in OLD_WORDS.items() if new == fn.__name__],
-                           help=text, description=text[0].upper() + text[1:] + '.')
-        q.add_argument('--wait', action='store_true', default=argparse.SUPPRESS, help=WAIT)
-        q.set_defaults(fn=fn)
-        return q
-    many = dict(action='append', metavar='KEY=VALUE')
-    q = add(synthesize, 'draw a synthetic corpus whose every latent is known')
-    q.add_argument('corpus', help='name under `data`, or a path')
-    q.add_argument('--set', **many,
-                   help='a field of SynthConfig, e.g. identities=400, coupling=0.5, seed=1; may be repeated')
-    q = add(prepare, 'scan a corpus: check every file, count, split, and keep the manifest')
-    q.add_argument('corpus', help='name under `data`, or a path: a folder in the VoxCeleb1 tree')
-    q.add_argument('--check', choices=('quick', 'full'), default='quick',
-                   help='quick reads headers and ends of files; full decodes everything')
-    q.add_argument('--shared', choices=('exclude', 'keep'),
-                   help='what to do with videos that are under two identities; remembered (at first: exclude)')
-    q = add(voxceleb1, 'say where VoxCeleb1 comes from and where it goes, and what of it is missing')
-    q.add_argument('--corpus', help='name under `data`, or a path: compare it with the index')
-    q.add_argument('--index', metavar='FILE',
-                   help='utterances.tsv or .tsv.gz: identity, video, utterance, seconds, part')
-    q.add_argument('--tables', metavar='FOLDER',
-                   help="with vox1_train.csv, vox1_val.csv, vox1_test.csv: make the same corpus under FAA's split")
-    q.add_argument('-o', '--output', metavar='NAME', help='with --tables: name under `data`, or a path')
-    q = add(pack, 'copy the usable media of a corpus into few large files, which are read faster')
-    q.add_argument('corpus', help='name under `data`, or a path: a tree')
-    q.add_argument('-o', '--output', required=True, metavar='NAME',
-                   help='name under `data`, or a path; train on it with --corpus NAME')
-    q.add_argument('--set', **many,
-                   help='pixels=112 (decode faces now; 0 keeps their files), shard_mb=512; may be repeated')
-    q = add(extract, 'embed a corpus once into a file of features, to train on without encoders')
-    q.add_argument('encoder', help="a run (name under `runs`, or a path), or `faa`: FAA's pretrained encoders")
-    q.add_argument('--corpus', required=True, help='name under `data`, or a path')
-    q.add_argument('-o', '--output', required=True, metavar='FILE.npz', help='name under `data`, or a path')
-    q.add_argument('--set', **many,
-                   help='for `faa`: voice_weights=..., face_weights=..., seconds=5, size=112; may be repeated')
-    q = add(train, 'train a recipe; the same command continues a run that was stopped')
-    q.add_argument('recipe', help='cid-demo, cmpc-demo, cmpc-voxceleb1, ... (a wrong name lists all), or a JSON file')
-    q.add_argument('--run', help='name under `runs`, or a path (default: the name of the recipe)')
-    q.add_argument('--corpus', help="instead of the recipe's")
-    q.add_argument('--set', **many,
-                   help='change a field, e.g. train.seed=3, train.total_samples=100000, method.tau=0.05; may be '
-                        'repeated')
-    q.add_argument('--show', action='store_true', help='print the recipe and stop')
-    q = add(flops, 'count the operations of a recipe on VoxCeleb1, and its hours at a given rate')
-    q.add_argument('recipe', help='cmpc-voxceleb1, faa-voxceleb1, ..., or a JSON file')
-    q.add_argument('--set', **many, help='change a field; may be repeated')
-    q.add_argument('--tflops', type=float, default=150.,
-                   help='10^12 operations a second that the machine sustains (default: 150)')
-    q.add_argument('--tera', type=float, help=argparse.SUPPRESS)
-    q = add(evaluate, 'score runs on test identities: verification, matching, retrieval, with intervals')
-    q.add_argument('run', nargs='+', help='name under `runs`, or a path')
-    q.add_argument('--set', **many, help='a field of ProtocolConfig, e.g. seed=1, replicates=2000; may be repeated')
-    q.add_argument('--corpus', help="instead of the run's own")
-    q.add_argument('--lists', metavar='FOLDER',
-                   help='published lists (matching, verification, galleries) instead of drawn trials; into lists.json')
-    q.add_argument('--strict', action='store_true', help='with --lists: a line that cannot be used is an error')
-    q = add(trials, 'read published lists and account for every line; or score drawn vectors on them')
-    q.add_argument('folder', help='with csv and txt files, or one of them')
-    q.add_argument('--corpus', help='name under `data`, or a path: which lines have their media there?')
-    q.add_argument('--meta', metavar='vox1_meta.csv', help='without a corpus: the metadata alone')
-    q.add_argument('--strict', action='store_true', help='a line that cannot be used is an error')
-    q.add_argument('--baseline', choices=('random', 'gender'),
-                   help='score vectors that know nothing, or gender and nothing else, as if all media were there')
-    q.add_argument('--run', help='with --baseline: name under `runs`, or a path (default: random-vectors, '
-                                 'gender-vectors)')
-    q.add_argument('--set', **many,
-                   help='with --baseline: a field of ProtocolConfig, e.g. replicates=200; may be repeated')
-    q = add(sweep, 'variants times seeds: train and score what is not finished, several at once; the same command goes '
-                   'on')
-    q.add_argument('grid', help='ablation-cmpc, ... (a wrong name lists all), or a JSON file')
-    q.add_argument('--run', help='name under `runs`, or a path: a folder for all cells (default: the name of the grid)')
-    q.add_argument('--jobs', type=int, default=0, help='cells at once (default: one per core; one on a GPU)')
-    q.add_argument('--scheduler', default='', metavar='ADDRESS',
-                   help='of a Dask scheduler, for several machines that share a disk')
-    q.add_argument('--set', **many,
-                   help='a field of the grid, e.g. seeds=[0,1], changes.train.total_samples=5000; may be repeated')
-    q = add(report, 'run a report notebook: an executed notebook and an HTML page that opens without a network')
-    q.add_argument('name', help='train, evaluate, compare, voxceleb1, ablation_cmpc, claims_cmpc, ablation_faa, '
-                                'claims_faa, rho_histogram, tsne, or the path of a notebook')
-    q.add_argument('--run', action='append', help='a run to report on; may be repeated')
-    q.add_argument('--grid', help='a grid to report on, for the reports that read one')
-    q.add_argument('-p', '--parameter', **many, help="a parameter of the report; may be repeated")
-    q.add_argument('-o', '--output', help='where to write (default: `figures`/NAME)')
-    q = add(results, 'run unfinished sweeps and their reports, and write what they publish as one page')
-    q.add_argument('-o', '--output', default='RESULTS.md', metavar='FILE',
-                   help='the page (default: RESULTS.md); its figures go to figures/published beside it')
-    q.add_argument('--sweep', action='append', metavar='NAME[:REPORT,...]',
-                   help='one of the sweeps (default: all), or another with its reports; may be repeated')
-    q.add_argument('--jobs', type=int, default=0, help='runs at once (default: one per core; one on a GPU)')
-    add(demo, 'the main job, end to end, on a corpus it draws itself')
+    for add in ADDERS: add(sub)
     return p
 
 
@@ -316,38 +365,38 @@ PATHS = ('corpus', 'output', 'run', 'recipe', 'grid', 'encoder', 'name', 'folder
 
 
 def check_text(a):
-    "Refuse arguments that no file can hold or bear as its name."
+    "Raise `ConfigError` for an argument that is not UTF-8, or that cannot be a path."
     for k, v in vars(a).items():
         for x in (v if isinstance(v, list) else [v]):
             if not isinstance(x, str): continue
             if any('\ud800' <= c <= '\udfff' for c in x):
-                raise ConfigError(f'{k} {x!r}: is not UTF-8; give another name')
+                raise ConfigError(f'{k} {x!r}: the text is not UTF-8; give another name')
             if k in PATHS: user_path(x, k)
 
 
 def say(text):
-    "One line on stderr, below progress bars that are not finished."
+    "Print one line on stderr, below unfinished progress bars."
     for bar in list(getattr(tqdm, '_instances', ())):
         with contextlib.suppress(Exception): bar.close()
     print(f'vfassoc: {printable(str(text))}', file=sys.stderr, flush=True)
 
 
 def unexpected(e):
-    "An error that is not ours, as one line; the traceback goes to a file that the line names."
+    "Print an unexpected error as one line; write its traceback to a file that the line names."
     what = ' '.join(f'{type(e).__name__}: {e}'.split())[:300].rstrip(': ')
     try:
-        fd, file = tempfile.mkstemp('.txt', 'vfassoc-error-') # for its owner's eyes only
+        fd, file = tempfile.mkstemp('.txt', 'vfassoc-error-') # readable by its owner only
         with open(fd, 'w', encoding='utf-8', errors='backslashreplace') as f:
             f.write(f'{os.environ.get("VFASSOC_COMMAND")}\n\n{"".join(traceback.format_exception(e))}')
         where = f'the traceback is in {file}'
     except Exception: where = 'the traceback could not be written'
-    say(f'{what}; this is not foreseen; {where}')
+    say(f'{what}; this error was not expected; {where}')
     return 1
 
 
 @contextlib.contextmanager
 def surroundings(a, argv):
-    "What a command finds in its process: SIGTERM interrupts, locks say the command, threads fail in one line, odd names can be printed."
+    "Set the process up: SIGTERM interrupts, locks name the command, thread errors take one line, any name prints."
     def terminate(sig, frame): raise Terminated
     def in_thread(e):
         say(f'{e.exc_type.__name__} in {e.thread.name if e.thread else "a thread"}: '
@@ -371,8 +420,10 @@ def surroundings(a, argv):
 
 
 def main(argv=None):
-    """Parse, call, and turn every failure into one line on stderr. Exit status 2: repairable; 1: not foreseen, with a traceback in a file;
-    130: Ctrl-C; 143: SIGTERM."""
+    """Parse, call, and turn every failure into one line on stderr.
+
+    Exit status: 2 for an error of the library, 1 for any other error (its traceback is in a file), 130 for Ctrl-C, 143
+    for SIGTERM."""
     a = parser().parse_args(argv)
     try:
         with surroundings(a, argv):
@@ -390,7 +441,7 @@ def main(argv=None):
             except BrokenPipeError: return 0
             except Exception as e: return unexpected(e)
     except KeyboardInterrupt as e:
-        return 143 if isinstance(e, Terminated) else 130 # a second one, while the first was seen to
+        return 143 if isinstance(e, Terminated) else 130 # a second signal, during the handling of the first
 
 
 if __name__ == '__main__': sys.exit(main())
