@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from ..core import (CorpusError, RunError, atomic_path, claim, from_dict, occupied, progress, read_json,
                           read_table, require, rng_for, write_json)
 from .face import FACE, draw_pose, draw_scene, face_of
-from .population import FACTORS, NATIONS, SEXES, Oracle, PopulationModel, years
+from .population import FACTORS, NATIONS, GENDERS, Oracle, PopulationModel, years
 from .render import render
 from .voice import FS, VOICE, background_noise, draw_room, record, speak, voice_of
 
@@ -90,7 +90,7 @@ def _people(cfg, model):
     cuts = [round(cfg.train*n), round((cfg.train + cfg.valid)*n)]
     people = {}
     for k,i in enumerate(rng_for(cfg.seed, 'order').permutation(n)):
-        sex, nation = SEXES[k % 2], NATIONS[k//2 % len(NATIONS)]
+        sex, nation = GENDERS[k % 2], NATIONS[k//2 % len(NATIONS)]
         split = ('train', 'valid', 'test')[np.searchsorted(cuts, k, 'right')]
         drawn = model.person(sex, nation, rng_for(cfg.seed, 'identity', i))
         people[i] = dict(identity=f'id{90001 + i}', name=_name(sex, k//2, cfg.seed), gender=sex, nationality=nation,

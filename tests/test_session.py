@@ -1,0 +1,92 @@
+"Sessions that voice and face of a video share: the model, its oracle against explicit densities, features, media."
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
+from sklearn.metrics import roc_auc_score
+
+from vfassoc.core import ConfigError
+from vfassoc.synthetic.population import (FACE_CUES, GENDERS, NATIONS, SESSION, SHIFTS, VOICE_CUES, Oracle,
+                                          PopulationModel, draw_features, draw_latents)
+
+LOUD = PopulationModel(coupling=.6, variation=1.2, session=1.3, session_coupling=.8)
+
+def density_ratio(model, v, f, shared, same_video):
+    "Log ratio of two mixtures of normal densities, from covariances that are put together here factor by factor."
+    def side(table, shifts, n_cues):
+        mean, load, own, day = table
+        cov = np.zeros((len(own) + n_cues,)*2)
+        for i in range(len(own)):
+            for j in range(len(own)): cov[i, j] = load[i] @ load[j] + (own[i]**2 + (model.variation*day[i])**2)*(i == j)
+        for i in range(len(own), len(cov)): cov[i, i] = 1
+        for factor in range(len(SESSION)):
+            cov += model.session**2*np.outer(shifts[:, factor], shifts[:, factor])
+        return np.hstack([mean, np.zeros((10, n_cues))]), cov
+    mv, cv = side(model.voice, SHIFTS['voice'], len(VOICE_CUES))
+    mf, cf = side(model.face, SHIFTS['face'], len(FACE_CUES))
+    cross = np.zeros((len(cv), len(cf)))
+    cross[:11, :22] = model.coupling*model.voice[1] @ model.face[1].T
+    if same_video: cross += model.session**2*model.session_coupling*SHIFTS['voice'] @ SHIFTS['face'].T
+    joint = np.block([[cv, cross], [cross.T, cf]])
+    together = [multivariate_normal(np.r_[a, b], joint).logpdf(np.r_[v, f]) for a, b in zip(mv, mf)]
+    alone_v = [multivariate_normal(a, cv).logpdf(v) for a in mv]
+    alone_f = [multivariate_normal(b, cf).logpdf(f) for b in mf]
+    def known(d): # what the impostor shares with the person
+        return ('G' in shared)*(d//len(NATIONS)), ('N' in shared)*(d % len(NATIONS))
+    apart = [alone_v[d] + alone_f[e] - np.log(sum(known(d) == known(c) for c in range(10))*10)
+             for d in range(10) for e in range(10) if known(d) == known(e)]
+    return logsumexp(together) - np.log(10) - logsumexp(apart)
+
+def population(model, people=400, videos=2, seed=0):
+    kind, person = np.arange(people) % 10, np.repeat(np.arange(people), videos)
+    return *draw_latents(model, kind, person, np.random.default_rng(seed)), kind, person
+
+@pytest.mark.parametrize('shared', ['', 'G', 'N', 'GN'])
+@pytest.mark.parametrize('same_video', [False, True])
+def test_oracle_is_the_likelihood_ratio(shared, same_video):
+    v, f, *_ = population(LOUD, 5, 1)
+    oracle = Oracle.of(LOUD, shared, same_video)
+    want = [[density_ratio(LOUD, a, b, shared, same_video) for b in f] for a in v]
+    np.testing.assert_allclose(oracle.block(v, f), want, atol=1e-6)
+    np.testing.assert_allclose(oracle.pairs(v, f), np.diag(want), atol=1e-6)
+
+def test_latents_have_the_covariances_of_the_model():
+    v, f, kind, person = population(LOUD, 6000)
+    v, f = (x - m[kind[person]] for x, m in zip((v, f), LOUD.means(cues=True)))
+    for same_video in (False, True):
+        cv, cf, cross = LOUD.covariances(same_video, cues=True)
+        a, b = (v, f) if same_video else (v[0::2], f[1::2])
+        for x, y, want in ((a, a, cv), (b, b, cf), (a, b, cross)):
+            error = np.sqrt((np.outer(np.diag(np.cov(x.T)), np.diag(np.cov(y.T))) + want**2)/len(a))
+            assert (np.abs(x.T @ y/len(a) - want) < 5.5*error).all()
+
+@pytest.mark.parametrize('session, coupling, gap', [(1., 1., True), (1., 0., False), (0., 1., False)])
+def test_only_a_coupled_session_makes_the_same_video_easier(session, coupling, gap):
+    model = PopulationModel(session=session, session_coupling=coupling)
+    v, f, kind, person = population(model, 600)
+    group = kind[:, None]//5 == kind//5
+    def auc(oracle, voices, faces):
+        return roc_auc_score(np.eye(600, dtype=bool)[group], oracle.block(voices, faces)[group])
+    other = auc(Oracle.of(model, cues=True), v[0::2], f[1::2])
+    same = auc(Oracle.of(model, same_video=True, cues=True), v[0::2], f[0::2])
+    assert (same - other > .03) == gap and abs(same - other) < (1 if gap else .03)
+
+def test_cues_of_no_session_do_not_change_a_score():
+    v, f, *_ = population(PopulationModel(), 20, 1)
+    with_cues = Oracle.of(PopulationModel(), cues=True).block(v, f)
+    np.testing.assert_allclose(Oracle.of(PopulationModel()).block(v[:, :11], f[:, :22]), with_cues, atol=1e-9)
+
+def test_features_carry_latents_and_the_weight_of_the_cues():
+    v, f, *_ = population(LOUD, 40, 1)
+    moved = v.copy()
+    moved[:, 11:] += 1
+    assert not np.allclose(draw_features(v, 16), draw_features(moved, 16))
+    np.testing.assert_array_equal(draw_features(v, 16, cues=0.), draw_features(moved, 16, cues=0.))
+    assert not np.allclose(draw_features(v, 16), draw_features(v, 16, seed=1))
+    noisy = [draw_features(f, 24, np.random.default_rng(i)) for i in (0, 0, 1)]
+    assert (noisy[0] == noisy[1]).all() and (noisy[0] != noisy[2]).any() and noisy[0].shape == (40, 24)
+
+def test_latents_of_another_width_are_refused():
+    with pytest.raises(ConfigError, match=r'features.*5'): draw_features(np.zeros((3, 5)), 16)
+
+def test_genders_in_order(): assert GENDERS == ('f', 'm')
