@@ -390,7 +390,7 @@ MUTANTS = [
 
     Mutant('training', 'weight decay lost',
            'weight_decay=cfg.weight_decay)', 'weight_decay=0.)',
-           'test_weight_decay_decays', by='both'),
+           'test_weight_decay_decays', by='both', chapter='08_training/03_loop'),
     Mutant('training', 'learning rate by steps',
            "g['lr'] = lr_at(s.step*cfg.batch_size, cfg)", "g['lr'] = lr_at(s.step, cfg)",
            'test_the_learning_rate_counts_samples', by='both'),
