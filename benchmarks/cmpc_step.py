@@ -1,10 +1,12 @@
 """What CMPC costs beside its encoders: python benchmarks/cmpc_step.py [--device cpu] [--encoder-steps 2] [--steps 20]
 
-Batch 128, 512 dimensions, 21,063 videos, K = 500, 1000, 1500. The encoder's step: two ResNet-34 on 64 x 500 log-mels (from 5 s of sound) and 224 x 224
-faces, forward and backward. The method's step: from embeddings to the gradient at the embeddings, memories and rho written. Contenders take turns in one
-run: CID, CMPC without and with recalibration; ratios are to the encoder's step (aim: CMPC adds at most 5 %). Also: one re-clustering, spread over an epoch's steps.
-"CMPC, looking" is the same method with writers that look at every batch (`unique`, boolean masks, `if bad.any()`): on a GPU each look waits for all that was asked
-before. `--no-encoder` leaves the encoder's step out, and the ratios with it.
+Batch 128, 512 dimensions, 21,063 videos, K = 500, 1000, 1500.
+The encoder's step: two ResNet-34 on 64 x 500 log-mels (from 5 s of sound) and 224 x 224 faces, forward and backward.
+The method's step: from embeddings to the gradient at the embeddings, with memories and rho written.
+The contenders take turns in one run: CID, CMPC without and with recalibration. Ratios are to the encoder's step (aim:
+CMPC adds at most 5 %). Also measured: one re-clustering, spread over the steps of an epoch.
+"CMPC, looking" is the same method with writers that read every batch (`unique`, boolean masks, `if bad.any()`): on a
+GPU each such read waits for all queued kernels. `--no-encoder` skips the encoder's step and the ratios.
 """
 import argparse, os, statistics, time
 

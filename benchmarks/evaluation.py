@@ -17,7 +17,7 @@ from vfassoc.evaluation.scorers import CosineScorer, Embeddings
 from vfassoc.evaluation.trials import Retrieval, matching, retrieval, verification
 
 def corpus(media, people=250, seed=0):
-    "Tables of `media` voices and faces whose people have as unequal a share as in CMPC's galleries (24 to 371 of 20,000)."
+    "Tables of `media` voices and faces, with identities as unequal as in CMPC's galleries (24 to 371 of 20,000)."
     g = np.random.default_rng(seed)
     share = g.gamma(2.7, size=people) + .3
     who = np.sort(np.concatenate([np.repeat(np.arange(people), 2),
@@ -48,7 +48,7 @@ def usual_retrieval(emb, probe, gallery, probes, items):
     return np.mean([average_precision_score(y, x) for y, x in zip(truth, s)])
 
 class Seconds(float):
-    "Wall seconds that print with the CPU seconds of all threads: on a busy machine the second number is the one to compare."
+    "Wall seconds that print with the CPU seconds of all threads; on a busy machine compare the CPU seconds."
     def __format__(self, spec): return f'{float(self):.2f} s' + (f' ({self.cpu:.2f} s of CPU)' if spec == 'cpu' else '')
     def __sub__(self, other):
         out = Seconds(float(self) - float(other))

@@ -1,7 +1,10 @@
-"""Every pair by the fusion encoder: python benchmarks/fusion.py [--voices 400] [--faces 400] [--device cpu] [--threads 2] [--repeats 3]
+"""Scoring all pairs with the fusion transformer.
 
-FAA's encoder (4 layers, 256 wide, 4 heads, inner width 1,024). Contenders take turns in one run: batches of `forward` (the best of several batch
-sizes) and `score_all`; pairs per second, the ratio within each turn, the largest difference of probabilities, and how many rankings differ in bf16.
+    python benchmarks/fusion.py [--voices 400] [--faces 400] [--device cpu] [--threads 2] [--repeats 3]
+
+FAA's encoder (4 layers, 256 wide, 4 heads, inner width 1,024). The contenders take turns in one run: batches of
+`forward` (the best of several batch sizes) and `score_all`. Printed: pairs per second, the ratio within each turn, the
+largest difference of probabilities, and how many rankings differ in bf16.
 """
 import argparse, os, random, statistics, time
 

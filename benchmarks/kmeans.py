@@ -1,10 +1,11 @@
 """k-means, all contenders in one run: python benchmarks/kmeans.py [--quick] [--threads 2] [--repeats 5] [--device cuda]
 
-From the same start (random rows), the same number of centroid updates, the Euclidean metric on unit rows (then everybody
-minimises the same inertia): seconds per update, inertia afterwards, and the ratio to `vfassoc.clustering.kmeans`'s default. Contenders take
-turns, in an order that changes with every repeat; a ratio is the median over repeats of ratios within one repeat, so that what else the machine
-does falls on all alike. Then: warm start against cold, and KeOps against dense by dimension (--dims). On a GPU: the dense backend in
-bfloat16, TF32 and float32, KeOps, and naive blocks (faiss-cpu and scikit-learn stay on the CPU and are left out).
+All contenders have the same start (random rows), the same number of centroid updates, and the Euclidean metric on unit
+rows, so that they minimize the same inertia. Printed: seconds per update, inertia afterwards, and the ratio to the
+default of `vfassoc.clustering.kmeans`. The contenders take turns in an order that changes with every repeat; a ratio is
+the median over repeats of the ratios within one repeat, so that other load falls on all alike. Then: warm start against
+cold, and KeOps against dense by dimension (--dims). On a GPU: the dense backend in bfloat16, TF32 and float32, KeOps,
+and naive blocks (faiss-cpu and scikit-learn stay on the CPU and are left out).
 """
 import argparse, os, random, statistics, time, warnings
 from pathlib import Path
@@ -46,9 +47,11 @@ REPEATS = args.repeats or (2 if args.quick else 5)
 
 
 def rows(kind:str, n:int=N, d:int=D, seed:int=0) -> torch.Tensor:
-    """(n, d) unit rows. planted: identities in a 64-dimensional space with falling variances, rows scattered in it and outside of it,
-    as embeddings of a trained network are; isotropic: identities in all directions alike; random: no structure at all; faces: features of
-    real faces a, b, c mixed, a + 0.4(b - c), for there are only 1,041."""
+    """Return (n, d) unit rows.
+
+    planted: identities in a 64-dimensional space with falling variances, rows scattered in it and outside of it, like
+    embeddings of a trained network; isotropic: identities in all directions alike; random: no structure at all;
+    faces: features of real faces a, b, c mixed, a + 0.4(b - c), because there are only 1,041."""
     r = rng_for(seed, 'rows', kind)
     def normal(*s):
         return r.standard_normal(s, dtype=np.float32)
@@ -161,8 +164,8 @@ def contest(x, k):
     for name in sorted(field, key=lambda name: statistics.median(seconds[name])):
         ratio = [a/b for a,b in zip(seconds[name], ours_)]
         j = inertia(x, centroids[name])
-        print(
-            f'  {name:24s}{1e3*statistics.median(seconds[name]):10.1f}{statistics.median(ratio):8.2f}{min(ratio):8.2f}{j:11.2f}{j/base - 1:9.1e}', flush=True)
+        print(f'  {name:24s}{1e3*statistics.median(seconds[name]):10.1f}{statistics.median(ratio):8.2f}'
+              f'{min(ratio):8.2f}{j:11.2f}{j/base - 1:9.1e}', flush=True)
 
 
 def warm_against_cold(x, ks):

@@ -2,8 +2,8 @@
 
     python benchmarks/loader.py [--seconds 3] [--size 112] [--workers 0 1 2]
 
-Draws a corpus of 400 videos (wav of 5 s, JPEG of 144 pixels) into a temporary folder, reads batches of 64 for some epochs,
-and gives the time on the wall and on all CPUs together: on a busy machine the second is the one to compare.
+Draws a corpus of 400 videos (wav of 5 s, JPEG of 144 pixels) into a temporary folder, reads batches of 64 for some
+epochs, and prints wall seconds and the CPU seconds of all processes: on a busy machine compare the CPU seconds.
 """
 import argparse, os, tempfile, time
 from pathlib import Path

@@ -2,8 +2,8 @@
 
     python benchmarks/manifest.py [--videos 22000] [--clips 150000] [--frames 3] [--workers 1 2]
 
-Writes a tree of short but valid wav and jpg files (hard links to one of each per person) into a temporary folder, scans it
-with several numbers of processes, and once more through the cache.
+Writes a tree of short but valid wav and jpg files (hard links to one of each per identity) into a temporary folder,
+scans it with several numbers of processes, and once more through the cache.
 """
 import argparse, os, tempfile, time
 from pathlib import Path

@@ -2,8 +2,9 @@
 
     python benchmarks/packed.py [--size 224] [--videos 600] [--rounds 3]
 
-A corpus of VoxCeleb1's shape is drawn (8 s clips, JPEG faces somewhat larger than 224 pixels), packed twice, and read through the loader that training uses,
-in turns. The files are in the system's cache after the first round: what is compared is opening, decoding and handing over, not the disk.
+Draws a corpus of VoxCeleb1's shape (8 s clips, JPEG faces somewhat larger than 224 pixels), packs it twice, and reads
+all forms in turns through the loader of the training. After the first round the files are in the system's cache: the
+times are those of opening, decoding and handing over, not of the disk.
 """
 import argparse, os, tempfile, time
 os.environ.setdefault('OMP_NUM_THREADS', '1')

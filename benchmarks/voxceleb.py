@@ -1,7 +1,8 @@
 """VoxCeleb1 at its true size, without its media.
 
-    python benchmarks/voxceleb.py lists FOLDER META    read, score and bound CMPC's released lists and galleries, from drawn 512-d vectors
-    python benchmarks/voxceleb.py tree INDEX META      lay a tree of the index's size out of hard links, prepare it, prepare it again
+    python benchmarks/voxceleb.py lists FOLDER META   read and score CMPC's released lists and galleries,
+                                                      with intervals, from drawn 512-d vectors
+    python benchmarks/voxceleb.py tree INDEX META     build a tree of the index's size from hard links, prepare it twice
 """
 import argparse, os, resource, subprocess, sys, tempfile, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The map of the book: `python tests/book_map.py` (or `make index`) writes nbs/index.ipynb, and the line that links each chapter to its neighbors."""
+"""The map of the book: `python tests/book_map.py` (or `make index`) writes nbs/index.ipynb and the chapters' links."""
 import hashlib, json, os, re, sys
 from pathlib import Path
 
@@ -13,7 +13,8 @@ PARTS = {
     'training': 'From a recipe to a run folder', 'evaluation': 'Metrics, trials, intervals',
     'experiments': 'Sweeps, tables, plots, reports', 'inference': 'Using a trained model',
     'appendix': 'What a first reading skips'}
-TITLE = '# Voice-face association: the map\n\n> Every chapter of the book in reading order, one line each, and three ways through it.'
+TITLE = ('# Voice-face association: the map\n\n> Every chapter of the book in reading order, one line each, and three '
+         'ways through it.')
 BEFORE = ('The chapters use Python 3.11, PyTorch and NumPy. You need linear algebra, the softmax and its '
           'cross-entropy, and what a convolution and an optimizer do. '
           'Nothing is assumed about speech or face recognition. Every chapter runs on two CPU cores in under 20 s and '

@@ -22,7 +22,7 @@ def _enter(function, args, env, said):
 
 
 def run_all(calls, folder, timeout=300):
-    "Run each of `calls`, (function of a module, arguments, variables of the environment), at the same time; exit statuses and outputs."
+    "Run all `calls` (function of a module, arguments, environment) at the same time; return exit statuses and outputs."
     folder.mkdir(parents=True, exist_ok=True)
     said = [folder/f'said{k}.txt' for k in range(len(calls))]
     ps = [CONTEXT.Process(target=_enter, args=(fn, args, {**os.environ, 'CUDA_VISIBLE_DEVICES': '', **env}, str(to)))
@@ -44,7 +44,7 @@ def free_port():
 
 
 def run_ranks(function, args, folder, n=2, **env):
-    "Run `function(*args)` in `n` processes of one gloo group, as torchrun would start them; an assertion that all of them end well."
+    "Run `function(*args)` in `n` processes of one gloo group, like torchrun; assert that all of them end well."
     group = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()), 'WORLD_SIZE': str(n), **env}
     codes, outs = run_all([(function, args, {**group, 'RANK': str(r), 'LOCAL_RANK': str(r)}) for r in range(n)], folder)
     assert codes == [0]*n, (codes, outs[0][-3000:])

@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items):
 
 
 def once(request, tmp_path_factory, name, make):
-    "The folder that `make(folder)` filled, once for all workers of this session: who comes first makes, the others wait, all only read."
+    "Return the folder that `make(folder)` fills once per session; the first worker makes it, the others wait."
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if hasattr(request.config, 'workerinput') else base)/f'shared-{name}'
     with FileLock(f'{folder}.lock'):
@@ -33,6 +33,6 @@ def once(request, tmp_path_factory, name, make):
 
 @pytest.fixture(scope='session')
 def cmpc_grid(request, tmp_path_factory):
-    "All variants of the tiny grid with two seeds, trained and scored in `runs/g`, and their corpus; a test that changes a run copies it."
+    "All variants of the tiny grid, two seeds, trained and scored in `runs/g`, with their corpus; copy it to change it."
     from tiny_grid import VARIANTS, finished, tiny # here, for most files need no torch to be collected
     return once(request, tmp_path_factory, 'cmpc-grid', lambda folder: finished(tiny(tuple(VARIANTS), (0, 1)), folder))

@@ -1,7 +1,7 @@
 """Run folders as `vfassoc train` and `vfassoc evaluate` leave them, made without training, for tests of the reports.
 
-The scores in metrics.json are computed from the embeddings and trials that lie beside them, with scikit-learn and loops, so
-that a report's figure and its table must agree."""
+The scores in metrics.json are computed from the embeddings and trials that lie beside them, with scikit-learn and
+loops, so that a report's figure and its table must agree."""
 import csv, itertools, json
 from pathlib import Path
 
@@ -106,7 +106,7 @@ def make_run(path:Path, corpus:Path, seed:int=0, name:str='CID', strength:float=
     return path
 
 def make_grid(root:Path, corpus:Path, finished:dict[str, int], planned:dict[str, int]|None=None, **methods) -> Path:
-    "A grid's folder: for each variant of `finished` so many scored seeds; `planned` names what grid.json asks for, where that is more."
+    "Write a sweep's folder: so many scored seeds per variant of `finished`; `planned` lists more for grid.json."
     plan = planned or finished
     cells = [dict(variant=v, seed=s, path=f'v{i}/seed{s}') for i, (v, n) in enumerate(plan.items()) for s in range(n)]
     for c in cells:

@@ -1,7 +1,8 @@
 "Names as nobody hopes to find them in a corpus, and what a page must not hold whatever the names are."
 from bs4 import BeautifulSoup
 
-ODD = '<img src=x onerror=alert(1)>&amp;<iframe srcdoc="<script>alert(2)</script>"></iframe> **b** [l](javascript:alert(3)) ![p](http://a.b/c.png) `q` $a$b$c{ |x'
+ODD = ('<img src=x onerror=alert(1)>&amp;<iframe srcdoc="<script>alert(2)</script>"></iframe> **b** '
+       '[l](javascript:alert(3)) ![p](http://a.b/c.png) `q` $a$b$c{ |x')
 
 def unsafe(html:str) -> list[str]:
     "Everything in a page that could run, load or frame something: each is one line."

@@ -1,12 +1,15 @@
-"""Do the numeric tests hold on other processors? They are run with the kernels of other ones, each variant in a process of its own.
+"""Run the numeric tests with the kernels of other processors, each variant in a process of its own.
 
     python tests/portable.py [--only VARIANTS] [-k EXPRESSION] [--list]      (or: make test-portable, ONLY=VARIANTS)
 
-A variant is CORETYPE/CAPABILITY/THREADS. OPENBLAS_CORETYPE chooses the products of numpy and scipy: unset (as the processor is), Haswell, SkylakeX, Zen, Prescott.
-ATEN_CPU_CAPABILITY chooses torch's vectors: default, avx2, avx512. THREADS is 1 or 2. `--only Haswell,Prescott/default,unset/1` runs the variants that have
-all parts of one of the patterns. Each process reports the kernels that numpy and torch really use. A variant that the processor cannot do is skipped, and the table
-says why; one that falls back to other kernels is run, and the table says to which. torch's own matrix products are MKL's and oneDNN's: OPENBLAS_CORETYPE leaves
-them as they are. Variants of one thread run two at a time. Exit status: 0 if all variants that ran passed, 1 if one failed, 2 if --only chooses none.
+A variant is CORETYPE/CAPABILITY/THREADS. OPENBLAS_CORETYPE chooses the matrix products of numpy and scipy: unset (the
+processor's own), Haswell, SkylakeX, Zen, Prescott. ATEN_CPU_CAPABILITY chooses torch's vector kernels: default, avx2,
+avx512. THREADS is 1 or 2. `--only Haswell,Prescott/default,unset/1` runs the variants with all parts of one pattern.
+
+Each process reports the kernels that numpy and torch really use. The table gives the reason for each skipped variant,
+one that the processor cannot run, and the kernels of each variant that fell back to others. torch's own matrix products
+come from MKL and oneDNN; OPENBLAS_CORETYPE does not change them. Variants of one thread run two at a time.
+Exit status: 0 if all variants that ran passed, 1 if one failed, 2 if --only chooses none.
 """
 import argparse, itertools, json, os, re, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +20,12 @@ ROOT = Path(__file__).resolve().parents[1]
 CORES, CAPABILITIES, THREADS = ('unset', 'Haswell', 'SkylakeX', 'Zen',
                                 'Prescott'), ('default', 'avx2', 'avx512'), ('1', '2')
 FILES = [f'tests/test_{name}.py' for name in ('losses', 'memory', 'nearest', 'clustering', 'evaluation', 'fusion')]
-# processes of their own, a corpus to draw and lists without a product take most of the time, and another kernel shows nothing new in them
+# these tests take most of the time (new processes, a drawn corpus, lists without a product), and test no kernel
 LEAVE_OUT = 'not two_processes and not other_way_of_asking and not oracle_of_the_synthetic and not verification_holds'
 NEEDS = {'Haswell': 'avx2', 'Zen': 'avx2', 'SkylakeX': 'avx512f', 'avx2': 'avx2', 'avx512': 'avx512f', '2': 2}
 LOOK = '''import json, numpy, scipy.linalg, torch, threadpoolctl
-print(json.dumps(dict(blas=sorted({x['architecture'] for x in threadpoolctl.threadpool_info() if x['internal_api'] == 'openblas'}),
+info = [x for x in threadpoolctl.threadpool_info() if x['internal_api'] == 'openblas']
+print(json.dumps(dict(blas=sorted({x['architecture'] for x in info}),
                       torch=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads())))'''
 
 

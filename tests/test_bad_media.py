@@ -1,4 +1,4 @@
-"Media as people have them: other forms, whole photos, long recordings, files nobody may read. Nothing is passed over in silence."
+"Media of real users: other formats, whole photos, long recordings, unreadable files. Nothing is skipped in silence."
 import os, shutil, subprocess, tempfile
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,4 +1,4 @@
-"What `evaluate` is asked for and cannot be: each is refused in one line before anything is embedded, and no setting is a way around the leak refusal."
+"Impossible settings of `evaluate`: each is one error line before any embedding, and none avoids the leakage check."
 import os, shutil
 
 import numpy as np
@@ -119,7 +119,7 @@ def test_what_of_long_recordings_is_not_heard(home, corpus, capsys):
 # ---- commands beside a run that is there
 
 def test_the_report_goes_on_from_the_run_that_is_there(home, monkeypatch):
-    "`report train -p recipe=demo` beside runs/cid-demo, which was trained with changes: it is reported on, not refused."
+    "`report train -p recipe=demo` beside runs/cid-demo, which was trained with changes: the report runs, no error."
     monkeypatch.setenv('VFASSOC_SETTINGS', str(ini(home)))
     before = (home/'runs/cid-demo/config.json').read_text()
     _, text, figures = page('train', home, recipe='cid-demo', evaluate=False)

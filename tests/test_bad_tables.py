@@ -1,4 +1,4 @@
-"Tables that people and spreadsheets made: each is read for what it says, or refused in one line that names file and value."
+"Tables from users and spreadsheets: each is read, or is an error of one line that names file and value."
 import json, random
 
 import pytest
@@ -82,7 +82,8 @@ def mutated(r, data):
 KINDS = {
     'vox1_meta.csv': (f'{HEAD}{ROWS}', read_metadata), 'identity_splits.txt': ('A 1\nB 2\nC D 4\n', read_splits),
     'veriflist_test_G_seenheard.txt': (
-        'id,v,f,label,voice-path,face-path\n1,1,1,1,A/v_0000001.wav,A/v/0000001.jpg\n2,1,2,0,A/v_0000001.wav,B/w/0000002.jpg\n', read_list),
+        'id,v,f,label,voice-path,face-path\n1,1,1,1,A/v_0000001.wav,A/v/0000001.jpg\n'
+        '2,1,2,0,A/v_0000001.wav,B/w/0000002.jpg\n', read_list),
     'matching_v2f_U.csv': ('id1/v/00001.wav A/1.6/v/0000001.jpg B/1.6/w/0000002.jpg\n'*3, read_list),
     'wav.tsv': ('VoxCeleb1 ID\twav\nid1\tid1/v/00001.wav\nid2\tid2/w/00001.wav\n', read_list),
     'utterances.tsv': ('identity\tvideo\tutterance\tseconds\tpart\nid1\tv\t00001\t3.5\tdev\nid2\tw\t00001\t4.5\tdev\n',

@@ -16,6 +16,9 @@ from vfassoc.experiments.runner import run_report
 def grid(cmpc_grid): return cmpc_grid
 
 
+def points(d): return f'{100*d.value:+.2f} points [{100*d.low:+.2f}, {100*d.high:+.2f}]'
+
+
 @pytest.fixture(autouse=True)
 def settings(grid, monkeypatch): monkeypatch.setenv('VFASSOC_SETTINGS', str(grid/'settings.ini'))
 
@@ -26,9 +29,10 @@ def test_ablation(grid, tmp_path):
     scores = tables.read_scores([grid/'runs/g'/v/f'seed{s}' for v in ('cid', 'prototypes', 'cmpc', 'cmpc-as-released')
                                  for s in (0, 1)])
     mean = scores.query('method == "CMPC" and metric == "auc" and stratum == "G"').value.mean()
-    assert f'{100*mean:.1f}' in text and 'CMPC (2 seeds)' in text and 'CMPC as released (2 seeds)' in text and 'Tiny' in text
+    assert f'{100*mean:.1f}' in text and 'Tiny' in text
+    assert 'CMPC (2 seeds)' in text and 'CMPC as released (2 seeds)' in text
     d = paired_differences(scores, 'CID').query('method == "CMPC" and metric == "auc" and stratum == "G"').iloc[0]
-    assert f'CMPC against CID: {100*d.value:+.2f} points [{100*d.low:+.2f}, {100*d.high:+.2f}], 2 seeds: cannot say' in text
+    assert f'CMPC against CID: {points(d)}, 2 seeds: cannot say' in text
     assert figures == {'differences.png', 'training.png'} and len(soup.select('img[src^="data:image/png"]')) == 2
 
 
@@ -77,7 +81,7 @@ def test_claims(grid, tmp_path):
     assert {f'claim-{k}.png' for k in (1, 2, 3, 4)} == figures
     scores = tables.read_scores([grid/'runs/g'/v/f'seed{s}' for v in ('cid', 'cmpc') for s in (0, 1)])
     d = paired_differences(scores, 'CID').query('metric == "auc" and stratum == "U"').iloc[0]
-    assert f'AUC, U: CMPC against CID: {100*d.value:+.2f} points [{100*d.low:+.2f}, {100*d.high:+.2f}], 2 seeds: cannot say' in text
+    assert f'AUC, U: CMPC against CID: {points(d)}, 2 seeds: cannot say' in text
     videos, _ = training_videos(grid/'runs/g/cmpc/seed0', here(grid))
     end = np.mean([rho_table(read_traces(grid/'runs/g/cmpc'/f'seed{s}'), videos.deviate).rho.iloc[-1] for s in (0, 1)])
     assert f'AUROC of ρ, CMPC, last epoch (seeds: 2): {end:.3f}' in text

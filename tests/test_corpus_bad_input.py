@@ -1,4 +1,4 @@
-"Corpora as they are: every kind of file, folder and text that is not as it should be is repaired, counted or refused in one line."
+"Damaged corpora: every wrong file, folder or text is repaired, counted, or an error of one line."
 import errno, os, shutil, unicodedata
 from pathlib import Path
 

@@ -16,7 +16,7 @@ from vfassoc.models.fusion import FusionConfig, FusionEncoder
 from vfassoc.training.loop import reduce_rows
 
 
-# CMPC at a low rate: rho of noise is almost the same for all videos, and its weights magnify the last digit of every step
+# CMPC at a low rate: rho of noise is almost equal for all videos, and its weights magnify the last digit of every step
 SLOW = {'cid': {}, 'cmpc': dict(method=toy.METHODS['cmpc'], peak_lr=1e-4, lr_start=1e-4, lr_end=1e-4),
         **{k: dict(method=toy.METHODS[k], validate=lambda method: .5, peak_lr=1e-3) for k in ('faa', 'faa-hardest')}}
 

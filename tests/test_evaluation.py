@@ -1,4 +1,4 @@
-"Evaluation: metrics against scikit-learn and naive loops, what every list must hold, bad input, and the leakage checks on real features."
+"Evaluation: metrics against scikit-learn and loops, properties of every list, bad input, leakage on real features."
 import json, os, time, tracemalloc
 from pathlib import Path
 
@@ -150,7 +150,7 @@ def test_interval_has_its_level():
     assert np.isnan(interval(.3, gaps).low) and interval(.3, gaps[2:]).low == .3
 
 def test_matching_effect_is_the_change_that_a_person_makes():
-    "Against a finite difference: her trials as a probe weigh 1 + h; where she is drawn as an impostor she is met with weight 1 + h."
+    "A finite difference: an identity's trials weigh 1 + h, both where it is the probe and where it is the impostor."
     g = np.random.default_rng(0)
     who = np.array([g.permutation(12)[:4] for _ in range(400)])
     s = g.normal(size=(400, 4))
@@ -166,7 +166,7 @@ def test_matching_effect_is_the_change_that_a_person_makes():
         assert matching_influence(s, who, 12)[p] == pytest.approx(as_probe + as_impostor, abs=1e-5)
 
 def test_ranking_effect_is_the_change_that_a_person_makes():
-    "A person's probes weigh 1 + h, and so do her items where somebody else probes: a finite difference of the mean over probes."
+    "A finite difference of the mean over probes: an identity's probes weigh 1 + h, and so do its items for others."
     g = np.random.default_rng(0)
     s, probe, gallery, h = g.integers(0, 30, (60, 80)), g.integers(0, 9, 60), np.append(
         np.arange(9), g.integers(0, 9, 71)), 1e-6
@@ -234,7 +234,7 @@ def test_bad_scores_are_one_clear_line(call, words):
 # ---- trials
 
 def corpus(seed=0, people=14, unknown=True):
-    "Media tables with unequal people, unequal videos, ages that change between videos, some missing metadata, odd names."
+    "Media tables with unequal identities and videos, ages that change between videos, missing metadata, odd names."
     g = np.random.default_rng(seed)
     rows = []
     for p in range(people):
@@ -281,7 +281,7 @@ def test_verification_holds_what_it_promises(stratum, same_video):
         alike = np.logical_and.reduce([kin | True] + [known(v, c)[:, None] == known(f, c) for c in ATTRIBUTES[stratum]])
         other_video = v.video.to_numpy()[:, None] != f.video.to_numpy()
         possible = kin & alike & (other_video | (same_video == 'allow')) & (alike & ~kin).any(1, keepdims=True)
-        assert t.label.sum() == possible.sum(), 'asked for more than there are, the list has every positive pair that can be had'
+        assert t.label.sum() == possible.sum(), 'a list of more trials than possible has every possible positive pair'
 
 def known(t, c):
     x = (t.age//10 if c == 'decade' else t[c]).astype(object)
@@ -446,8 +446,7 @@ def test_every_record_is_what_a_loop_gives():
                                     'chance', 'ceiling', 'trials', 'identities', 'same_video'}
     assert len(r.scores) == 6*2 + 2*4*2 + 2*5
     for x in r.table.itertuples():
-        t = r.trials[(r.trials.task == x.task) & (r.trials.stratum == x.stratum) & (r.trials.direction ==
-                                                                                    x.direction)] if x.task != 'retrieval' else None
+        t = r.trials[(r.trials.task == x.task) & (r.trials.stratum == x.stratum) & (r.trials.direction == x.direction)]
         if x.task == 'verification':
             assert (t.label == kin[t.voice, t.face]).all() and x.trials == len(t) and x.chance == .5
             if x.metric == 'auc': assert x.value == pytest.approx(roc_auc_score(t.label, s[t.voice, t.face]), abs=1e-4)
@@ -548,7 +547,8 @@ def test_leakage_is_an_error():
 def test_few_people_have_no_interval():
     v, f = ([x[x.identity.isin(['id02', 'id03', 'id06'])].reset_index(drop=True) for x in corpus(0)])
     r = evaluate(CosineScorer(vectors(v, f)), v, f, SMALL)
-    assert r.table.low.isna().all() and r.table.value.notna().all() and any('3 identities, too few for an interval' in n for n in r.notes)
+    assert r.table.low.isna().all() and r.table.value.notna().all()
+    assert any('3 identities, too few for an interval' in n for n in r.notes)
 
 class Best:
     "An oracle that knows who is who, and is asked for the stratum."

@@ -1,4 +1,4 @@
-"What other packages rely on: a run is opened once; a method, an encoder and a loss from outside work wherever a name is written."
+"The promises to other packages: a run is opened once; outside methods, encoders and losses work by name everywhere."
 import json, os, subprocess, sys
 
 import pytest

@@ -20,7 +20,7 @@ PAIR = ('CMPC', 'CMPC, 2 shots') # the second starts from the first
 
 
 def copied(cmpc_grid, folder):
-    "Copies of the two runs of PAIR, finished, as a grid of their own in `folder`/runs/g; and settings that find their corpus."
+    "Copy the two finished runs of PAIR as a sweep in `folder`/runs/g; return the sweep and settings for its corpus."
     for run in ('cmpc/seed0', 'cmpc-2-shots/seed0'): shutil.copytree(cmpc_grid/'runs/g'/run, folder/'runs/g'/run)
     shutil.copy(cmpc_grid/'runs/g/grid.json', folder/'runs/g')
     config = folder/'runs/g/cmpc-2-shots/seed0/config.json'
@@ -29,7 +29,7 @@ def copied(cmpc_grid, folder):
 
 
 def test_an_interrupted_command_goes_on_and_skips_what_is_done(tmp_path):
-    "SIGKILL of the whole group after the first cell: the next command, one cell at a time, trains the rest and leaves the first as it was."
+    "SIGKILL of the whole group after the first cell: the next command trains the rest and leaves the first unchanged."
     (tmp_path/'g.json').write_text(json.dumps(to_dict(tiny(('CID', 'CMPC')))))
     env = {**os.environ, 'VFASSOC_SETTINGS': str(ini(tmp_path)), 'OMP_NUM_THREADS': '1'}
     call = [sys.executable, '-m', 'vfassoc', 'sweep', str(tmp_path/'g.json'), '--jobs', '2', '--set', 'seeds=[0, 1]']

@@ -40,8 +40,8 @@ def test_what_is_not_foreseen_is_one_line_and_a_file(place, capsys, monkeypatch,
     monkeypatch.setattr('vfassoc.training.recipes.load_recipe', fails)
     code, line = call(capsys, 'flops', 'cid-demo')
     file = Path(re.search(r'(\S+vfassoc-error-\S+\.txt)$', line)[1])
-    assert code == 1 and line.startswith(
-        f'vfassoc: {type(error).__name__}') and 'in fails' in file.read_text() and 'vfassoc flops cid-demo' in file.read_text()
+    assert code == 1 and line.startswith(f'vfassoc: {type(error).__name__}')
+    assert 'in fails' in file.read_text() and 'vfassoc flops cid-demo' in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600 and file.parent == place/'tmp'
 
 

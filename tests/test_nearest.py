@@ -1,4 +1,4 @@
-"The nearest centroid: the naive answer by every product, bounds that hold on both sides and at their worst, and work that is really saved."
+"Nearest-centroid search: equal to the naive answer, bounds that hold on both sides and at their worst, saved work."
 import contextlib, subprocess, sys
 
 import pytest
@@ -85,7 +85,7 @@ def test_bounds_hold_on_both_sides(euclid, precision):
 
 
 def test_bounds_hold_where_all_rounding_errors_point_the_same_way():
-    "x.c is 0.0029, the bfloat16 product says 0; every error has the sign of c, so the bound of Cauchy and Schwarz is nearly met."
+    "x.c is 0.0029, its bfloat16 product 0; all errors have the sign of c, so the Cauchy-Schwarz bound is nearly tight."
     c = torch.full((1, 64), 1/8)                                             # exact in bfloat16
     x = torch.full((1, 64), 1/8)
     x[:, ::2] *= 1 + .99*2**-8
@@ -101,7 +101,7 @@ def test_bounds_hold_where_all_rounding_errors_point_the_same_way():
 
 @pytest.mark.parametrize('sign', [1, -1])
 def test_bounds_hold_where_what_lies_beyond_points_the_same_way_or_the_opposite(sign):
-    "One direction is kept; the rest of row and centroid are parallel (the upper bound is met) or opposed (the lower one)."
+    "One direction is kept; the rests of row and centroid are parallel (upper bound tight) or opposed (lower bound)."
     x, c = torch.zeros(1, 160), torch.zeros(2, 160)
     x[0, :2] = torch.tensor([.8, .6])
     c[0, :2], c[1, 0] = torch.tensor([.6, sign*.8]), -1.
@@ -120,7 +120,7 @@ def test_bounds_hold_where_what_lies_beyond_points_the_same_way_or_the_opposite(
 @pytest.mark.parametrize('short', [1e-5, 1.])
 @pytest.mark.parametrize('scatter', [0., 1e-3, .3, 3.])
 def test_the_projected_bound_holds_in_float64(scale, short, scatter):
-    "Rows within the directions (lengths beyond are differences of equal numbers) or all over the space; short ones beside a large bias."
+    "Rows inside the subspace (remaining lengths: differences of equal numbers) or outside; short, beside a large bias."
     x, c = (scale*t for t in flat(300, 40, d=256, rank=20, scatter=scatter, unit=False))
     x = short*x
     rows = Rows(x, 'projected')
@@ -224,7 +224,7 @@ def test_a_length_that_rounding_hides_is_not_lost():
 @pytest.mark.parametrize('precision', PRECISIONS)
 @pytest.mark.parametrize('euclid', [False, True])
 def test_of_equal_numbers_the_lower_index_wins_wherever_a_row_was(precision, euclid):
-    "Every centroid is there twice; rows begin with the second copy; then partial updates in which scores tie with centroids that stand still."
+    "Every centroid appears twice; rows start with the second copy; partial updates tie with centroids at rest."
     x, c = flat(500, 12, unit=not euclid)
     c = c.repeat(2, 1)
     right = scores(x, c[:12], euclid).argmax(1)
@@ -258,7 +258,7 @@ def test_projection_at_any_scale(scale):
 
 @pytest.mark.parametrize('allowed, bits', [('tf32', 10), ('bf16', 7)])
 def test_a_crowd_is_told_apart_although_products_save(monkeypatch, allowed, bits):
-    "Products that round their inputs to TF32 or bfloat16, as GPUs do: rows closer together than that still find their nearest."
+    "Products that round inputs to TF32 or bfloat16, like GPUs: rows closer than the rounding still find their nearest."
     def rounded(t):
         if t.dtype != torch.float32: return t
         scale = 2.**(t.abs().clamp_min(1e-30).log2().floor() - bits)
@@ -292,7 +292,7 @@ def test_small_clusters_far_from_the_origin_are_told_apart():
 
 
 def test_the_other_way_of_asking_torch_to_save_is_understood():
-    "torch.backends.*.fp32_precision: then `get_float32_matmul_precision` raises. In a process of its own, for it cannot be taken back."
+    "With torch.backends.*.fp32_precision `get_float32_matmul_precision` raises; in a new process: it is irreversible."
     code = '''import torch
 from vfassoc.clustering.nearest import Rows, product_error
 x, cuda = torch.randn(50, 4), torch.device('cuda')

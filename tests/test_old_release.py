@@ -1,4 +1,4 @@
-"Files of the release before open: config, weights, checkpoint, scores, embeddings, traces, features, pack, grid; see old_release/README.md."
+"Files of the release before open: config, weights, checkpoint, scores, traces, features, pack, grid (old_release/)."
 import hashlib, json
 from pathlib import Path
 

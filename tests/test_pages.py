@@ -42,7 +42,8 @@ def odd(tmp_path_factory):
 # ---- names
 
 def test_unsafe_notices():
-    good = f'<head><meta http-equiv="Content-Security-Policy" content="{runner.POLICY}"><title>t</title></head><img src="data:x"><a href="https://a">t</a>'
+    good = (f'<head><meta http-equiv="Content-Security-Policy" content="{runner.POLICY}"><title>t</title></head>'
+            '<img src="data:x"><a href="https://a">t</a>')
     assert not unsafe(good)
     for bad in (good.replace("'none'", '*'), good.replace('img-src', "script-src 'unsafe-inline'; img-src"),
                 good.replace('<head>', '<head><style>p{}</style>'), good.replace('img-src data:', 'img-src *'),
@@ -180,9 +181,8 @@ def test_in_a_browser_a_page_runs_nothing_and_its_tables_scroll(tmp_path):
     bad = ''.join(f'<img src=x onerror="{w}"><script>{w}</script><iframe '
                   f'srcdoc="<script>parent.{w}</script>"></iframe><img src="http://127.0.0.1:9/a.png">'
                   for w in ['document.title = 1'])
-    html = runner.to_html(notebook(outputs=[shown(text_html=wide + bad),
-                                            shown(
-                                                image_svg__xml='<svg xmlns="http://www.w3.org/2000/svg"><script>document.title = 1</script></svg>')]), 'title')
+    svg = '<svg xmlns="http://www.w3.org/2000/svg"><script>document.title = 1</script></svg>'
+    html = runner.to_html(notebook(outputs=[shown(text_html=wide + bad), shown(image_svg__xml=svg)]), 'title')
     (tmp_path/'page.html').write_text(html)
     with sync.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
@@ -195,7 +195,8 @@ def test_in_a_browser_a_page_runs_nothing_and_its_tables_scroll(tmp_path):
             assert tab.title() == 'title' and [a for a in asked if not a.startswith(('file:', 'data:', 'about:'))] == []
             box = tab.evaluate(
                 """() => { let t = document.querySelector('table'), b = t.closest('.jp-OutputArea-output');
-                return {table: t.scrollWidth, box: b.clientWidth, inside: b.scrollWidth, overflow: getComputedStyle(b).overflowX, page: document.documentElement.scrollWidth} }""")
+                return {table: t.scrollWidth, box: b.clientWidth, inside: b.scrollWidth,
+                        overflow: getComputedStyle(b).overflowX, page: document.documentElement.scrollWidth} }""")
             assert box['table'] > 2000 and box['box'] < 1100 and box['inside'] >= box['table'] and box[
                 'overflow'] == 'auto' and box['page'] <= 1100, box
         finally: browser.close()

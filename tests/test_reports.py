@@ -1,4 +1,4 @@
-"Reports at tiny scale: what goes wrong before, during and after a notebook runs, and what the page of a good one holds."
+"Reports at tiny scale: errors before, during and after the run of a notebook, and the content of a good page."
 import hashlib, json, re
 
 import nbformat, numpy as np, pandas as pd, pytest
@@ -413,8 +413,8 @@ def test_the_chance_line_lies_on_white_above_the_bars():
     ax = plots.bars(['U'], {'m': np.array([[.8, .7, .9]])}, chance=np.array([.5]))
     white, black = (c for c in ax.collections if c.get_segments() and c.get_segments()[0][0][1] ==
                     c.get_segments()[0][-1][1])
-    assert min(white.get_zorder(), black.get_zorder()) > max(p.get_zorder()
-                                                             for p in ax.patches) and white.get_zorder() < black.get_zorder()
+    assert min(white.get_zorder(), black.get_zorder()) > max(p.get_zorder() for p in ax.patches)
+    assert white.get_zorder() < black.get_zorder()
     assert white.get_linewidth()[0] > black.get_linewidth()[0] and tuple(white.get_color()[0][:3]) == (1, 1, 1)
 
 def test_the_legend_of_rho_stands_beside_the_marks():

@@ -58,7 +58,7 @@ def test_a_plain_editor_loses_nothing(copy):
     assert [str(p) for p in paths if (copy/p).read_bytes() != before[p]] == []
 
 def richest() -> list:
-    "Five notebooks: the report with the most cells, and the chapters with the most cells, bytes, kinds of output and directives."
+    "Five notebooks: the report with most cells, and the chapters with most cells, bytes, output types and directives."
     loaded = {p: nbformat.read(ROOT/p, as_version=4).cells for p in notebooks()}
     report, chapter = (lambda p: 'reports' in p.parts), (lambda p: 'reports' not in p.parts)
     def outputs(p):

@@ -111,7 +111,7 @@ def test_what_the_lists_claim(released):
 
 
 def test_our_generators_make_lists_of_the_same_kind(released, published):
-    "As many trials of the same people, as balanced, and as many positives of one video; verification differs where we mean it to."
+    "Equal numbers of trials, identities and positives of one video, equally balanced; verification differs on purpose."
     _, _, _, voices, faces, lists = released
     people = {i for i, s in published[3].items() if s == 'test'}
     v, f = (t[t.identity.isin(people)].reset_index(drop=True) for t in (voices, faces))
@@ -301,7 +301,9 @@ def test_the_page_on_voxceleb1_word_for_word_ends_in_the_tables(small, published
         assert found and all(percent(s['value'], s['low'], s['high'], 1 + (task == 'retrieval')) in page
                              for s in found), task
     assert any(s['low'] is not None for s in lists['scores'])
-    assert '2 of 3 runs were not trained' in page and 'CMPC (printed) 82.2 67.4 81.1 67.1' in page and 'FAA (printed) 89.1' in page and 'CID, seen-heard' in page
+    for part in ('2 of 3 runs were not trained', 'CMPC (printed) 82.2 67.4 81.1 67.1', 'FAA (printed) 89.1',
+                 'CID, seen-heard'):
+        assert part in page
     for line in published_recipes + faa: # all but the days of training
         words = shlex.split(line)[1:]
         if words[0] == 'train': assert main([*words, '--show']) == 0

@@ -9,8 +9,8 @@ from checkout import ROOT, call, copy_to, modules
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
-    """Built from a source distribution of a copy of the repository, as `pip install` of one would; without a network: the
-    build backend of this environment is used."""
+    """The wheel, built from a source distribution of a copy of the repository, like `pip install` does; without
+    network: the build backend of this environment builds it."""
     out = tmp_path_factory.mktemp('wheel')
     call(sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, cwd=copy_to(out/'house'))
     return next(out.glob('*.whl'))
@@ -19,8 +19,9 @@ def wheel(tmp_path_factory):
 def python(wheel, tmp_path_factory):
     """Python of an environment into which only the wheel was installed.
 
-    Its dependencies are this environment's, found through a `.pth` line: Python reads no further `.pth` files from such a
-    folder, so an editable install of this repository stays invisible. That the wheel *declares* them is tested elsewhere."""
+    Its dependencies are this environment's, found through a `.pth` line: Python reads no further `.pth` files from such
+    a folder, so an editable install of this repository stays invisible. Another test checks that the wheel *declares*
+    them."""
     env = tmp_path_factory.mktemp('empty')
     call(sys.executable, '-m', 'venv', '--without-pip', env, cwd=env)
     python = env/'bin'/'python'
@@ -83,13 +84,16 @@ from vfassoc.training.run import open_corpus, train
 
 def main():
     s = Settings(data=Path('data'), runs=Path('runs'), figures=Path('figures'), device='cpu', workers=1)
-    write_corpus(s.data/'tiny', SynthConfig(identities=40, videos_per_identity=2, clips=1, seconds=1.0, frames=2, size=48), 1)
+    cfg = SynthConfig(identities=40, videos_per_identity=2, clips=1, seconds=1.0, frames=2, size=48)
+    write_corpus(s.data/'tiny', cfg, 1)
     print(summary(open_corpus('tiny', s)))
-    recipe = load_recipe('cid-demo', {'corpus': 'tiny', 'data.crop_seconds': 1.0, 'data.face_size': 32, 'train.total_samples': 16, 'train.batch_size': 16, 'train.lr_warmup': 0})
+    recipe = load_recipe('cid-demo', {'corpus': 'tiny', 'data.crop_seconds': 1.0, 'data.face_size': 32,
+                                      'train.total_samples': 16, 'train.batch_size': 16, 'train.lr_warmup': 0})
     assert train(recipe, s.runs/'tiny', s, quiet=True).state.step == 1
     evaluate_run(s.runs/'tiny', s, {'replicates': 100, 'candidates': [2]})
     print(as_text(paper_table(read_scores([s.runs/'tiny']))))
-    _, page = run_report(sys.argv[1], s.figures/'tiny', dict(runs=[s.runs/'tiny'], figures='figures', examples=1, seconds=1.0), code='hide', quiet=True)
+    given = dict(runs=[s.runs/'tiny'], figures='figures', examples=1, seconds=1.0)
+    _, page = run_report(sys.argv[1], s.figures/'tiny', given, code='hide', quiet=True)
     print(page.read_text())
 
 if __name__ == '__main__': main()
@@ -97,8 +101,8 @@ if __name__ == '__main__': main()
 
 @pytest.mark.parametrize('name', ['evaluate', 'mine.ipynb'])
 def test_the_demo_runs_outside_the_repository(python, tmp_path, name):
-    """A corpus, a training step, an evaluation and a report, at the smallest scale, with the installed wheel only: the report
-    of the book by its name, or a copy of one's own by its path."""
+    """A corpus, a training step, an evaluation and a report, at the smallest scale, with the installed wheel only: the
+    report of the book by its name, or a user's copy by its path."""
     (tmp_path/'demo.py').write_text(SCRIPT)
     if name == 'mine.ipynb': shutil.copy(ROOT/'nbs'/'reports'/'evaluate.ipynb', tmp_path/name)
     # nbconvert's page templates
@@ -114,5 +118,6 @@ def test_report_command_finds_the_installed_reports(python, tmp_path):
 
 def test_the_repository_is_not_seen(python, tmp_path):
     "What the fixture promises: without the wheel there would be no vfassoc to import."
-    code = 'import importlib.util, sys; sys.path = [p for p in sys.path if sys.prefix not in p]; sys.exit(importlib.util.find_spec("vfassoc") is not None)'
+    code = ('import importlib.util, sys; sys.path = [p for p in sys.path if sys.prefix not in p]; '
+            'sys.exit(importlib.util.find_spec("vfassoc") is not None)')
     call(python, '-c', code, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"A training run small enough for tests: noise as videos, a small model, batches that are a function of (seed, epoch, row)."
+"A training run for tests: noise as videos, a small model, batches that are a function of (seed, epoch, row)."
 import os, signal, sys
 from pathlib import Path
 

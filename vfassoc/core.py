@@ -10,7 +10,8 @@ __all__ = ['MODALITIES', 'printable', 'VfassocError', 'ConfigError', 'CorpusErro
            'barrier_before_exit', 'provenance', 'RunFolder', 'open_run']
 
 # %% ../nbs/12_appendix/01_core.ipynb #d389f9ed
-import contextlib, dataclasses, errno, functools, hashlib, importlib.metadata, inspect, json, math, os, pkgutil, platform, random, re, subprocess, sys, tempfile, time, types, typing
+import contextlib, dataclasses, errno, functools, hashlib, importlib.metadata, inspect, json, math, os, pkgutil
+import platform, random, re, subprocess, sys, tempfile, time, types, typing
 from collections.abc import Callable
 from configparser import ConfigParser, Error as IniError
 from dataclasses import dataclass, fields, is_dataclass
@@ -51,16 +52,17 @@ _TEMPORARY = re.compile(r'\..+\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.vfassoc-tmp(\.\w
 _writing:set[Path] = set() # temporary files that this process writes now
 
 def _short(name:str) -> str:
-    "A file name that leaves room for an ending: names of more than 150 bytes are cut, and told apart by a hash."
+    "Return a file name with room for an ending: a name of more than 150 bytes is cut and gets a hash."
     raw = os.fsencode(name)
-    return name if len(
-        raw) <= 150 else f'{os.fsdecode(raw[:100]).encode("ascii", "replace").decode().replace("?", "_")}-{hashlib.sha256(raw).hexdigest()[:12]}'
+    if len(raw) <= 150: return name
+    start = os.fsdecode(raw[:100]).encode('ascii', 'replace').decode().replace('?', '_')
+    return f'{start}-{hashlib.sha256(raw).hexdigest()[:12]}'
 
 def temporary(
     path:str|Path, # the file to be written
     suffix:str='', # for programs that look at the ending, e.g. '.ipynb'
 ) -> Path: # beside it
-    "Name a hidden temporary file that says which process of which machine it belongs to, so that `sweep` can tell an orphan."
+    "Name a hidden temporary file after its machine and process; `sweep` recognizes orphans by this name."
     path = Path(path)
     return path.with_name(f'.{_short(path.name)}.{_HOST}.{os.getpid()}.vfassoc-tmp{suffix}')
 
@@ -71,7 +73,9 @@ def _alive(pid:int) -> bool:
     return True
 
 def _orphan(path:Path) -> bool:
-    "Is this a temporary file that nobody writes any more? A file of another machine is, for only the holder of the lock asks."
+    """Return whether no process writes this temporary file any more.
+
+    A file of another machine counts as an orphan: the caller holds the lock, so no other machine writes here."""
     if not (m := _TEMPORARY.fullmatch(path.name)): return False
     pid = int(m['pid'])
     return m['host'] != _HOST or (path not in _writing if pid == os.getpid() else not _alive(pid))
@@ -79,7 +83,9 @@ def _orphan(path:Path) -> bool:
 def sweep(
     path:str|Path, # a folder that is written, or the first part of the names of files: figures/evaluate
 ):
-    "Delete the temporary files that dead processes left in a folder, in the folders directly in it, and beside it for it. Hold its lock."
+    """Delete the temporary files of dead processes: in a folder, in its direct subfolders, and beside it.
+
+    The caller holds the lock of `path`."""
     path = Path(path)
     def names(folder):
         try: return [folder/e for e in os.listdir(folder)]
@@ -100,7 +106,9 @@ def _umask() -> int:
 def atomic_path(
     path:str|Path, # the file to be written
 ): # yields a temporary path beside it, renamed to `path` when the block ends well, deleted when it does not
-    "Write to the yielded path; `path` holds the old content or the new one, never half. Raises `RunError` if the disk refuses."
+    """Write to the yielded path; `path` holds the old content or the new one, never half.
+
+    Raises `RunError` if the disk refuses."""
     path = Path(path)
     tmp = temporary(path)
     _writing.add(tmp)
@@ -112,8 +120,7 @@ def atomic_path(
         os.replace(tmp, path)
     except OSError as e:
         raise RunError(f'{path}: cannot be written ({e.strerror or e}); free space or choose another folder in '
-                       'settings.ini '
-                       '(what was there before is untouched)') from e
+                       'settings.ini (the earlier content is untouched)') from e
     except UnicodeEncodeError as e:
         raise RunError(f'{path}: cannot be written ({e.object[e.start:e.end]!r} is no character of UTF-8); give it '
                        'another name') from None
@@ -204,36 +211,50 @@ def end_workers():
     loky = sys.modules.get('joblib.externals.loky.reusable_executor')
     if loky and loky._executor is not None: loky._executor.shutdown(wait=True, kill_workers=True)
 
-@contextlib.contextmanager
-def claim(
-    path:str|Path, # what is to be written: a folder, a file, or the first part of the names of files; it need not be there
-    wait:bool|None=None, # for the process that holds it; None: only if VFASSOC_WAIT is set
-):
-    """Hold the lock of an output while the block runs; then nobody else who asks may write there. Sweeps what dead processes left.
-    `RunError`, in one line, if another process holds it, or if the place cannot be written."""
-    path = Path(path)
-    where = Path(os.path.realpath(path))
-    if not where.name: raise ConfigError(f'{path}: is no place to write to; choose a folder below it')
-    if int(os.environ.get('RANK') or 0): # torchrun: the first process holds it for all
-        yield
-        return
-    file, made = _lock_file(where), []
-    if file in _held:
-        _held[file] += 1
-        try: yield
-        finally: _held[file] -= 1
-        return
-    lock = None
-    while lock is None: # the one who held it may have taken an empty folder around it away
+def _acquire(file:Path, path:Path, wait:bool) -> tuple[FileLock, list[Path]]: # the lock; folders made for its file
+    "Take the lock of `path` at `file`; try again if another process removed an empty folder around it."
+    made = []
+    while True:
         try:
             for p in reversed(file.parents):
                 if not p.is_dir():
                     p.mkdir(exist_ok=True)
                     made.append(p)
-            lock = _take(file, path, bool(os.environ.get('VFASSOC_WAIT')) if wait is None else wait)
+            return _take(file, path, wait), made
         except FileNotFoundError: continue
         except OSError as e:
             raise RunError(f'{path}: cannot be written ({e.strerror or e}); choose another folder') from e
+
+def _release(file:Path, lock:FileLock, made:list[Path]):
+    "Delete the lock file, release the lock, and remove the folders made for it that are empty."
+    _held.pop(file, None)
+    # before the release: a process that has opened the file sees that it is gone, and opens the next one
+    with contextlib.suppress(OSError): file.unlink()
+    lock.release()
+    for p in reversed(made):
+        with contextlib.suppress(OSError): p.rmdir()
+
+@contextlib.contextmanager
+def claim(
+    path:str|Path, # the output: a folder, a file, or the first part of the names of files; it need not exist
+    wait:bool|None=None, # wait for the process that holds it; None: only if VFASSOC_WAIT is set
+):
+    """Hold the lock of an output while the block runs: no other `claim` of it succeeds. Sweeps orphaned files first.
+
+    Raises `RunError`, in one line, if another process holds the lock, or if the place cannot be written."""
+    path = Path(path)
+    where = Path(os.path.realpath(path))
+    if not where.name: raise ConfigError(f'{path}: cannot be an output (it has no name); choose a folder below it')
+    if int(os.environ.get('RANK') or 0): # torchrun: the first process holds it for all
+        yield
+        return
+    file = _lock_file(where)
+    if file in _held:
+        _held[file] += 1
+        try: yield
+        finally: _held[file] -= 1
+        return
+    lock, made = _acquire(file, path, bool(os.environ.get('VFASSOC_WAIT')) if wait is None else wait)
     _held[file] = 1
     try:
         sweep(where)
@@ -242,13 +263,7 @@ def claim(
         if not isinstance(e, Exception): end_workers()
         sweep(where)
         raise
-    finally:
-        _held.pop(file, None)
-        with contextlib.suppress(OSError):
-            file.unlink() # while it is held: who opened it sees that it is gone, and opens the next
-        lock.release()
-        for p in reversed(made):
-            with contextlib.suppress(OSError): p.rmdir()
+    finally: _release(file, lock, made)
 
 def claims(
     name:str, # of the argument that says where the function writes
@@ -269,7 +284,7 @@ def read_table(
     path:str|Path, # a file written by `write_json`
     **kinds:type, # types that entries must have where they are there, e.g. features=dict
 ) -> dict:
-    "Read a JSON file that holds a table. Raises `RunError` if it is missing, holds something else, or an entry is of another type."
+    "Read a JSON table. Raises `RunError` if the file is missing, no table, or has an entry of another type."
     table = read_json(path)
     if not isinstance(table, dict):
         raise RunError(f'{path}: holds {str(table)[:40]!r}, not a table; delete it, and run the command again that '
@@ -381,15 +396,16 @@ class Registry:
         name:str, # as a recipe writes it
         where:str, # to say it in an error, e.g. 'method: name'
     ): # what it stands for
-        "Look a name up; a dotted name or an entry point is imported, and one line says so. `ConfigError` if there is none."
+        """Look a name up; import a dotted name or an entry point and print one line about it.
+
+        Raises `ConfigError` for an unknown name, or if the import fails."""
         if not isinstance(name, str): raise ConfigError(f'{where} = {_told(name)}; expected a name')
         if name in self.known: return self.known[name]
         if name in self._outside: return self._outside[name]
         target = name if ':' in name else getattr(self._entry_points().get(name), 'value', None)
         if target is None:
             raise ConfigError(f'{where} = {_told(name)}; known: {", ".join(self.names())}; another package registers '
-                              'one with '
-                              f'@register_{self.kind}, or is named as package.module:Name')
+                              f'one with @register_{self.kind}, or is named as package.module:Name')
         print(printable(f'{where} = {name}: imports {target.partition(":")[0]}'), file=sys.stderr)
         try: self._outside[name] = self.accept(pkgutil.resolve_name(target))
         except Exception as e: # whatever another package may raise
@@ -455,7 +471,9 @@ def user_path(
     name:str|Path, # as typed
     what:str='path', # to call it in an error
 ) -> Path:
-    "A path as typed, `~` expanded; `ConfigError` for what can be no path: an unknown user, a name of more than 255 bytes, a character that no name has."
+    """Return a path as typed, with `~` expanded.
+
+    Raises `ConfigError` for an unknown user, a name of more than 255 bytes, or a character that no name can hold."""
     try:
         p = Path(name).expanduser()
         if '\0' in str(p): raise ValueError('a name has no character 0')
@@ -479,8 +497,7 @@ class Settings:
 
     def __post_init__(self):
         require(self.device == 'auto' or self.device.split(':')[0] in ('cpu', 'cuda', 'mps'), 'settings', 'device',
-                self.device,
-                'auto, cpu, cuda, cuda:N, mps')
+                self.device, 'auto, cpu, cuda, cuda:N, mps')
         require(0 <= self.seed < 2**32, 'settings', 'seed', self.seed, '0 to 4294967295')
         require(self.workers >= 0, 'settings', 'workers', self.workers, '0 or more')
 
@@ -574,8 +591,10 @@ def gather_rows(
     return x if rank_and_world()[1] == 1 else _GatherRows.apply(x)
 
 def barrier_before_exit():
-    """Before a process group is taken down: meet, then stand still for a moment. gloo's threads need Python's lock to let go of the last tensors; whoever takes the
-    group down holds that lock and waits for the threads: a deadlock, now and then, on a busy machine."""
+    """Wait for all processes, then 0.5 s more, before the process group is destroyed.
+
+    Without the pause, gloo's threads and the group's destructor can deadlock on Python's global lock: the threads need
+    it to free the last tensors, and the destructor holds it while it waits for the threads."""
     if rank_and_world()[1] == 1: return
     torch.distributed.barrier()
     time.sleep(.5)

@@ -1,4 +1,4 @@
-"""The main job, end to end, on a corpus it draws itself. Plumbing, written by hand (not exported): every step is one call."""
+"""The main job, end to end, on a generated corpus; every step is one call. Plumbing, by hand (not exported)."""
 import time
 
 from vfassoc.core import Settings, claim

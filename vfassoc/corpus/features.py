@@ -83,49 +83,55 @@ def save_features(
     with atomic_path(path) as tmp, open(tmp, 'wb') as f:
         np.savez(f, voice=voice, face=face, **paths, about=np.array(json.dumps(seal(about, h))))
 
+def _read_archive(path:Path, todo:str) -> tuple[dict, dict, dict]: # about; paths, as text; vectors, mapped if possible
+    "Read the arrays of a feature file; raise `CorpusError` if one is missing, or if the file is damaged."
+    try:
+        with np.load(path, allow_pickle=False) as z:
+            if gone := [k for k in ('voice', 'face', 'voice_path', 'face_path') if k not in z]:
+                raise CorpusError(f'{path}: has no array {gone[0]!r}; a feature file has voice, face, voice_path '
+                                  'and face_path')
+            _check_members(path, z.zip)
+            about = json.loads(str(z['about'])) if 'about' in z else {}
+            if not isinstance(about, dict): raise ValueError('its `about` is no table')
+            paths = {f'{m}_path': z[f'{m}_path'] for m in MODALITIES}
+            if bad := next((k for k,x in paths.items() if x.ndim != 1 or x.dtype.kind not in 'US'), None):
+                raise CorpusError(f'{path}: {bad} has shape {paths[bad].shape} ({paths[bad].dtype}); expected a list '
+                                  'of texts, one for each vector')
+            paths = {k: x.astype(str) for k,x in paths.items()}
+            return about, paths, {m: x if (x := _mapped(path, m)) is not None else z[m] for m in MODALITIES}
+    except FileNotFoundError:
+        raise CorpusError(f'{path}: no such feature file; make it with `vfassoc extract`') from None
+    except CorpusError: raise
+    except Exception as e: # damaged bytes make zipfile, zlib, tokenize and numpy raise many types
+        raise CorpusError(f'{path}: not a feature file or damaged ({type(e).__name__}: '
+                          f'{" ".join(str(e).split())[:80]}); {todo}') from None
+
+def _check_vectors(path:Path, m:str, x:np.ndarray, names:np.ndarray, h):
+    "Add the vectors of modality `m` to the digest `h`; raise `CorpusError` for a wrong shape or a value not finite."
+    if x.ndim != 2 or len(x) != len(names) or x.dtype.kind != 'f':
+        raise CorpusError(f'{path}: {m} has shape {x.shape} ({x.dtype}) for {len(names)} paths; expected one row '
+                          'of floats each')
+    if twice := len(names) - len(set(names)):
+        raise CorpusError(f'{path}: {twice} {m} paths appear twice; give every file one vector')
+    add_array(h, m, x, parts=False)
+    step = max(1, (1 << 22)//max(1, x.shape[1]*x.itemsize)) # rows of 4 MB, which stay in the CPU's cache
+    for i in range(0, len(x), step):
+        block = np.ascontiguousarray(x[i:i + step])
+        h.update(block.data)
+        if (bad := ~np.isfinite(block).all(1)).any():
+            raise CorpusError(f'{path}: the {m} vector of {names[i + bad.argmax()]} is not finite (and maybe '
+                              'more); embed the corpus again')
+
 def load_features(
     path:str|Path, # an .npz file
 ) -> Features:
     """Open a feature file, check every vector and compare the digest, if there is one.
     Raises `CorpusError` if the file is missing or damaged, or if a vector is not finite or has no path."""
     path, todo = Path(path), 'make it again with `vfassoc extract`'
-    try:
-        with np.load(path, allow_pickle=False) as z:
-            if gone := [k for k in ('voice', 'face', 'voice_path', 'face_path') if k not in z]:
-                raise CorpusError(f'{path}: has no array {gone[0]!r}; a file of features has voice, face, voice_path '
-                                  'and face_path')
-            _check_members(path, z.zip)
-            about = json.loads(str(z['about'])) if 'about' in z else {}
-            if not isinstance(about, dict): raise ValueError('what it says about itself is no table')
-            paths = {f'{m}_path': z[f'{m}_path'] for m in MODALITIES}
-            if bad := next((k for k,x in paths.items() if x.ndim != 1 or x.dtype.kind not in 'US'), None):
-                raise CorpusError(f'{path}: {bad} has shape {paths[bad].shape} ({paths[bad].dtype}); expected a list '
-                                  'of texts, one for each vector')
-            paths = {k: x.astype(str) for k,x in paths.items()}
-            vectors = {m: x if (x := _mapped(path, m)) is not None else z[m] for m in MODALITIES}
-    except FileNotFoundError:
-        raise CorpusError(f'{path}: no such file of features; make it with `vfassoc extract`') from None
-    except CorpusError: raise
-    except Exception as e: # damaged bytes make zipfile, zlib, tokenize and numpy raise many types
-        raise CorpusError(f'{path}: not a file of features or damaged ({type(e).__name__}: '
-                          f'{" ".join(str(e).split())[:80]}); {todo}') from None
+    about, paths, vectors = _read_archive(path, todo)
     h = xxhash.xxh3_128()
     for k,x in paths.items(): add_array(h, k, x)
-    for m in MODALITIES:
-        x, names = vectors[m], paths[f'{m}_path']
-        if x.ndim != 2 or len(x) != len(names) or x.dtype.kind != 'f':
-            raise CorpusError(f'{path}: {m} has shape {x.shape} ({x.dtype}) for {len(names)} paths; expected one row '
-                              'of floats each')
-        if twice := len(names) - len(set(names)):
-            raise CorpusError(f'{path}: {twice} {m} paths are there twice; give every file one vector')
-        add_array(h, m, x, parts=False)
-        step = max(1, (1 << 22)//max(1, x.shape[1]*x.itemsize)) # rows of 4 MB, which stay in the CPU's cache
-        for i in range(0, len(x), step):
-            block = np.ascontiguousarray(x[i:i + step])
-            h.update(block.data)
-            if (bad := ~np.isfinite(block).all(1)).any():
-                raise CorpusError(f'{path}: the {m} vector of {names[i + bad.argmax()]} is not finite (and maybe '
-                                  'more); embed the corpus again')
+    for m in MODALITIES: _check_vectors(path, m, vectors[m], paths[f'{m}_path'], h)
     about = unseal(about, h, str(path), todo, CorpusError)
     met = about.get('identities', [])
     if not isinstance(met, list) or not all(isinstance(i, str) for i in met):

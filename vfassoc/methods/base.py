@@ -69,7 +69,7 @@ class Method(nn.Module):
 
     @classmethod
     def clustering_flops(cls, cfg, videos:int, dim:int, iterations:int) -> int:
-        "Return the operations of one clustering of `videos` videos with embeddings of `dim` numbers; 0 without clusters."
+        "Return the operations of one clustering of `videos` videos in `dim` dimensions; 0 without clusters."
         return 0
 
     def extra_state(self) -> dict:

@@ -31,7 +31,7 @@ def build_method(
     model:VoiceFaceModel, # the towers
     n:int, # training videos: one row each in every memory
     corpus:str='', # hash of the manifest: a memory of another corpus is refused
-    identity:Sequence[str]|None=None, # (n,) identity of each training video; handed on only to a method that is `supervised`
+    identity:Sequence[str]|None=None, # (n,) identity of each training video; passed on to a `supervised` method only
 ) -> Method:
     "The method a recipe names, around `model`. `ConfigError` if it needs identities and gets none."
     cfg, cls = method_config(d), method_class(d)

@@ -74,6 +74,6 @@ def disk(
     corpus:CorpusSize, # whose media
     size:int=224, # side of a face in pixels
 ) -> dict[str, float]: # GB
-    "Room for the media: sound as 16-bit samples, faces as decoded pixels (as JPEG they take what they take: some 10 to 20 times less)."
+    "Return the storage of the media: sound as 16-bit samples, faces as decoded pixels (JPEG: 10 to 20 times less)."
     return {'sound (GB)': round(corpus.hours*3600*16000*2/1e9, 1),
             f'faces as pixels of {size} (GB)': round(corpus.all_faces*3*size**2/1e9, 1)}
