@@ -1,4 +1,4 @@
-"""The few layers and image functions of TensorFlow that the `mtcnn` wheel calls, as plain numpy from their documentation.
+"""The few layers and image functions of TensorFlow that the `mtcnn` wheel calls, in numpy, after their documentation.
 With them the wheel's own code runs, unchanged, on a machine without TensorFlow."""
 import contextlib, importlib, sys, types
 
