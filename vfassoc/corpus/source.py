@@ -18,6 +18,7 @@ from ..core import Settings, require, user_path
 from .dataset import DistributedBatchSampler, MediaDataset, PairDataset, media_loader
 from .features import FeaturePairs, Features, load_features, media_features, pair_batches
 from .manifest import Manifest
+from .vectors import is_vectors, vectors_path
 
 # %% ../../nbs/01_corpus/07_source.ipynb #ce163cd1
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class DataConfig:
     face_size:int = 224 # side of a face, pixels
     flip:bool = True # mirror half of the training faces
     shots:int = 0 # labelled videos of each training identity, drawn by the seed; 0 = all. Only for methods with labels
-    # a file of cached features (under `data` in settings.ini, or a path) instead of the media; '' = the media
+    # a file of cached features (under `data` in settings.ini, or a path) instead of the media; '' = the media,
+    # or the vectors of a corpus that has no media
     feature_file:str = ''
 
     def __post_init__(self):
@@ -52,8 +54,9 @@ class Source:
         settings:Settings=Settings(), # data, workers
     ):
         self.manifest, self.data, self.workers = manifest, data, settings.workers
-        self.features:Features|None = load_features(features_path(data.feature_file,
-                                                                  settings)) if data.feature_file else None
+        path = features_path(data.feature_file, settings) if data.feature_file else None
+        if path is None and is_vectors(manifest.root): path = vectors_path(manifest.root)
+        self.features:Features|None = load_features(path) if path else None
 
     @property
     def pretraining_identities(self) -> set[str]:

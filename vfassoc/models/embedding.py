@@ -40,9 +40,12 @@ def open_source(
 ) -> Source:
     "Open the source of a model's data. Raises `ConfigError` or `CorpusError` if features and model do not fit."
     source = Source(manifest, data, settings)
-    if model.spec.cached != bool(data.feature_file):
+    if not model.spec.cached and source.features and not data.feature_file:
+        raise ConfigError(f'recipe: model.encoder = {model.encoder!r} on {manifest.root}, a corpus of vectors; '
+                          "set model.encoder = 'linear' or 'mlp'")
+    if model.spec.cached != bool(source.features):
         raise ConfigError(f'recipe: model.encoder = {model.encoder!r} with data.feature_file = {data.feature_file!r}; '
-                          "encoder 'linear' and a file of features belong together")
+                          "encoder 'linear' and a file of features (or a corpus of vectors) belong together")
     if not source.features:
         require(data.face_size >= model.spec.min_face_size, 'recipe', 'data.face_size', data.face_size,
                 f'{model.spec.min_face_size} pixels or more for {model.encoder}')

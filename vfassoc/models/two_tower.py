@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'EncoderSpec', 'register_encoder', 'ModelConfig', 'projection_head', 'Projected', 'VoiceFaceModel',
-           'small', 'resnet34_pair', 'facenet_faces', 'pretrained_pair', 'cached_pair']
+           'small', 'resnet34_pair', 'facenet_faces', 'pretrained_pair', 'cached_pair', 'cached_mlp_pair']
 
 # %% ../../nbs/04_models/05_two_tower.ipynb #6a6f0adb
 from collections.abc import Callable
@@ -62,11 +62,11 @@ def register_encoder(
 @dataclass(frozen=True)
 class ModelConfig:
     "Which towers, how wide, which projection."
-    encoder:str = 'small' # a pair: small, resnet34, ecapa+inception, linear (cached vectors), or package.module:Name
+    encoder:str = 'small' # a pair: small, resnet34, ecapa+inception, linear or mlp (vectors), or package.module:Name
     dim:int = 128 # of the embedding; ResNet-34 has 512, FAA 256
     projection:Literal['shared', 'separate', 'none'] = 'shared' # between embedding and loss, in training only
     channels_last:bool = False # memory format of the towers; faster on recent GPUs
-    voice_dim:int = 192 # encoder = linear: width of the cached voice vectors
+    voice_dim:int = 192 # encoder = linear or mlp: width of the voice vectors
     face_dim:int = 512 # and of the faces'
     voice_weights:str = '' # of ecapa+inception: a path, or the name that SpeechBrain publishes; '' = from scratch
     face_weights:str = '' # a path, or a name of facenet-pytorch; '' = from scratch
@@ -188,3 +188,10 @@ def pretrained_pair(cfg:ModelConfig):
 def cached_pair(cfg:ModelConfig):
     "No encoder: cached vectors, each with a projection."
     return tuple(Projected(nn.Identity(), n, cfg.dim) for n in (cfg.voice_dim, cfg.face_dim))
+
+@register_encoder('mlp', log_mel=False, cached=True)
+def cached_mlp_pair(cfg:ModelConfig):
+    "Cached vectors, each with one hidden layer of twice the width of the embedding."
+    def tower(n):
+        return nn.Sequential(Projected(nn.Identity(), n, 2*cfg.dim), nn.ReLU(), nn.Linear(2*cfg.dim, cfg.dim))
+    return tower(cfg.voice_dim), tower(cfg.face_dim)

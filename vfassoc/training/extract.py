@@ -59,7 +59,7 @@ def find_encoder(
         key = next(iter(options))
         raise ConfigError(f'features: {key} = {options[key]!r} is for the encoder faa; '
                           f'the run {path} has its own settings: leave it out')
-    if recipe.data.feature_file:
+    if recipe.model.spec.cached:
         raise ConfigError(f'{path}: learnt from cached features itself; make features with a run that reads media')
     about = dict(encoder=f'{recipe.name} ({path.name}, epoch {about["epoch"]})', identities=about['identities'],
                  home=about['corpus_hash'], drawn=about.get('drawn'))

@@ -172,6 +172,17 @@ RECIPES |= {
                    'n_clusters': 1_000}}),
 }
 
+RECIPES |= { # linear towers on the vectors of VoxCeleb1's twin, at CMPC's published schedule
+    'cid-twin': ('cid-voxceleb1', {
+        'name': 'CID', 'corpus': 'twin',
+        'data': {},
+        'model': {'dim': 128, 'encoder': 'linear', 'projection': 'none'},
+        'train.mixed_precision': 'no'}),
+    'cmpc-twin': ('cid-twin', {
+        'name': 'CMPC',
+        'method.name': 'cmpc', 'method.num_prototypes': [500, 1000, 1_500], 'method.cid_samples': 300_000}),
+}
+
 _OLD_RECIPES = {'demo': 'cid-demo', 'encoders-demo': 'pretrain-demo', # names that are read for one release
                 **{f'supervised-{c}': f'dimnet-i-{c}' for c in ('demo', 'libri-lfw', 'voxceleb1')}}
 

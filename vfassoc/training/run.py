@@ -20,6 +20,7 @@ from ..corpus.layout import readable
 from ..corpus.manifest import Manifest, assert_disjoint, load_or_scan
 from ..corpus.packed import is_packed, load_pack
 from ..corpus.source import Source
+from ..corpus.vectors import is_vectors, load_vectors
 from ..methods.registry import build_method, method_class, method_config
 from ..models.embedding import open_source, pool_videos
 from ..models.two_tower import VoiceFaceModel
@@ -57,12 +58,13 @@ def open_corpus(
 ) -> Manifest:
     "The manifest of a corpus, from the cache or by a scan; its splits are disjoint in identities, or `CorpusError`."
     root = corpus_path(corpus, settings)
-    with readable(root): packed = is_packed(root)
+    with readable(root): packed, vectors = is_packed(root), is_vectors(root)
     if packed:
         if check != 'quick' or shared:
             raise ConfigError(f'{root}: is packed; what was checked and kept was decided for the tree it came from: '
                               'prepare that, and pack it again')
         m = load_pack(root)
+    elif vectors: m = load_vectors(root)
     else: m = load_or_scan(root, settings.data/'.cache', settings.workers, check, shared)
     assert_disjoint(m)
     return m
