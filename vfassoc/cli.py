@@ -134,7 +134,8 @@ def vectors(a, s):
 def _add_vectors(sub):
     q = command(sub, vectors, 'make a corpus of voice and face vectors, which needs no media')
     q.add_argument('table', nargs='+', help='.npz, .parquet or .csv: one file with voices and faces, or one of each')
-    q.add_argument('-o', '--output', required=True, metavar='NAME', help='the new corpus: a name under `data`, or a path')
+    q.add_argument('-o', '--output', required=True, metavar='NAME',
+                   help='the new corpus: a name under `data`, or a path')
     q.add_argument('--people', metavar='FILE', help='.csv with gender, nationality, age, split of each identity')
     q.add_argument('--set', **MANY,
                    help='train=0.7, valid=0.1, fold=0, seed=0, languages=["Urdu"]; may be repeated')
@@ -363,8 +364,9 @@ def _add_demo(sub):
     command(sub, demo, 'generate a corpus, train, evaluate and report, in a few minutes')
 
 
+# one per command, in the order of `--help`
 ADDERS = (_add_synthesize, _add_prepare, _add_voxceleb1, _add_vectors, _add_pack, _add_extract, _add_train,
-          _add_flops, _add_evaluate, _add_trials, _add_sweep, _add_report, _add_results, _add_demo) # one per command, in the order of `--help`
+          _add_flops, _add_evaluate, _add_trials, _add_sweep, _add_report, _add_results, _add_demo)
 
 
 def parser():
