@@ -53,7 +53,7 @@ class ExtractConfig:
 
 @cache
 def _networks(threshold:float) -> tuple[FaceDetector, SpeechDetector]: # once per process
-    return FaceDetector(24, (.6, .7, threshold)), SpeechDetector()
+    return FaceDetector(32, (.6, .7, threshold)), SpeechDetector()
 
 # %% ../../nbs/02_video/05_extraction.ipynb #f996c108
 class _Clock:
