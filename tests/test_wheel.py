@@ -35,9 +35,11 @@ REPORTS = {f'vfassoc/experiments/notebooks/{p.name}': p for p in sorted((ROOT/'n
 
 def test_holds_the_library_and_its_reports_and_nothing_else(wheel):
     inside = {n for n in zipfile.ZipFile(wheel).namelist() if '.dist-info/' not in n}
-    tables = {'vfassoc/experiments/printed.csv'}
+    demo = {f'vfassoc/inference/demo/{p.name}' for p in (ROOT/'vfassoc'/'inference'/'demo').iterdir()}
+    assert 'vfassoc/inference/demo/model.safetensors' in demo
+    tables = {'vfassoc/experiments/printed.csv', *demo}
     assert inside - REPORTS.keys() == {p.as_posix() for p in modules()} | tables
-    folders = {Path(n).parent.as_posix() for n in inside - REPORTS.keys()}
+    folders = {Path(n).parent.as_posix() for n in inside - REPORTS.keys() - demo}
     assert folders == {Path(n).parent.as_posix() for n in inside
                        if n.endswith('/__init__.py')}, 'a folder of modules without __init__.py'
 

@@ -1,5 +1,5 @@
 """The `vfassoc` command; each subcommand calls one function of the library. Plumbing, by hand (not exported)."""
-import argparse, contextlib, json, os, signal, sys, tempfile, threading, traceback
+import argparse, contextlib, functools, json, os, signal, sys, tempfile, threading, traceback
 from pathlib import Path
 
 from tqdm import tqdm
@@ -7,6 +7,7 @@ from tqdm import tqdm
 from vfassoc import __version__
 from vfassoc.core import (ConfigError, RunError, Terminated, VfassocError, current_name, end_workers, load_settings,
                           printable, require, to_dict, user_path)
+from vfassoc.inference.commands import add_commands
 
 START = """\
 Voice-face association: given a voice, which face; given a face, which voice.
@@ -380,11 +381,12 @@ def parser():
                    help='path of a settings.ini (default: the first one in the working folder or above it)')
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for add in ADDERS: add(sub)
+    add_commands(functools.partial(command, sub))
     return p
 
 
 PATHS = ('corpus', 'output', 'run', 'recipe', 'grid', 'encoder', 'name', 'folder', 'tables', 'index', 'meta', 'lists',
-         'settings') # arguments that are names or paths
+         'settings', 'model', 'query', 'media', 'gallery', 'voice', 'face') # arguments that are names or paths
 
 
 def check_text(a):

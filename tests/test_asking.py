@@ -1,0 +1,158 @@
+"A trained model asked from the command line and from Python: files in, a ranked table out; and what it refuses."
+import io, json, math, shutil
+
+import numpy as np, pandas as pd, pytest, soundfile, torch
+from PIL import Image
+
+from vfassoc.cli import main
+from vfassoc.core import RunError, read_json, write_json
+from vfassoc.inference.demo_model import DEMO, drawn_people
+from vfassoc.inference.index import Index
+from vfassoc.inference.matcher import load
+from vfassoc.inference.queries import QueryError
+
+
+@pytest.fixture(scope='module')
+def media(tmp_path_factory):
+    "Voices and faces of five drawn people, as files."
+    root = tmp_path_factory.mktemp('media')
+    for kind in ('voices', 'faces'): (root/kind).mkdir()
+    for k, (voice, face) in enumerate(zip(*drawn_people(5)[:2])):
+        soundfile.write(root/'voices'/f'{k}.wav', voice[1], voice[0])
+        Image.fromarray(face).save(root/'faces'/f'{k}.png')
+    return root
+
+
+@pytest.fixture(scope='module')
+def m(): return load(DEMO)
+
+
+def said(capsys, *words):
+    "Status, standard output and standard error of a command."
+    status = main([str(w) for w in words])
+    return status, *capsys.readouterr()
+
+
+def test_rank_prints_the_faces_in_the_order_of_the_scores(media, m, capsys):
+    status, out, _ = said(capsys, 'rank', DEMO, media/'voices'/'0.wav', media/'faces', '--top', 3, '--json')
+    found, faces = json.loads(out), sorted((media/'faces').iterdir())
+    scores = (m.embed_voices(media/'voices'/'0.wav')@m.embed_faces(faces).T)[0]
+    assert status == 0 and [r['row'] for r in found] == np.argsort(-scores)[:3].tolist()
+    assert [r['name'] for r in found] == [str(faces[r['row']]) for r in found]
+    np.testing.assert_allclose([r['score'] for r in found], -np.sort(-scores)[:3], atol=1e-5)
+
+
+def test_rank_takes_a_face_that_asks_for_a_voice(media, m, capsys):
+    status, out, _ = said(capsys, 'rank', DEMO, media/'faces'/'1.png', media/'voices', '--csv')
+    found = pd.read_csv(io.StringIO(out))
+    scores = m.embed_voices(sorted((media/'voices').iterdir()))@m.embed_faces(media/'faces'/'1.png')[0]
+    assert status == 0 and found['row'].tolist() == np.argsort(-scores).tolist()
+
+
+def test_rank_demo_needs_nothing(capsys):
+    status, out, _ = said(capsys, 'rank', '--demo', '--csv')
+    assert status == 0 and len(pd.read_csv(io.StringIO(out))) == 10
+
+
+def test_rank_demo_takes_own_files(media, capsys):
+    status, out, _ = said(capsys, 'rank', '--demo', media/'voices'/'0.wav', media/'faces', '--json')
+    assert status == 0 and len(json.loads(out)) == 5
+
+
+def test_verify_scores_one_pair(media, m, capsys):
+    status, out, _ = said(capsys, 'verify', DEMO, media/'voices'/'2.wav', media/'faces'/'2.png', '--json')
+    score = m.score(media/'voices'/'2.wav', media/'faces'/'2.png')
+    assert status == 0 and math.isclose(json.loads(out)[0]['score'], score, abs_tol=1e-5)
+
+
+def test_embed_writes_the_vectors_of_voices_and_faces(media, m, tmp_path, capsys):
+    status, out, _ = said(capsys, 'embed', DEMO, media, '-o', tmp_path/'z.npz')
+    z = np.load(tmp_path/'z.npz')
+    assert status == 0 and z['voice'].shape == z['face'].shape == (5, 128) and str(z['model']) == m.digest
+    np.testing.assert_allclose(z['face'], m.embed_faces(z['face_path'].tolist()), atol=1e-5)
+    status, out, _ = said(capsys, 'embed', DEMO, media/'faces'/'0.png', '--csv')
+    np.testing.assert_allclose(pd.read_csv(io.StringIO(out)).iloc[0, 2:].astype(float), z['face'][0], atol=1e-5)
+
+
+def test_index_is_searched_and_appended_to(media, capsys, tmp_path):
+    folder = tmp_path/'index'
+    assert said(capsys, 'index', DEMO, media/'faces'/'0.png', media/'faces'/'1.png', '-o', folder)[0] == 0
+    status, _, err = said(capsys, 'index', DEMO, media/'faces', '-o', folder)
+    assert status == 2 and str(folder) in err and len(Index.load(folder)) == 2
+    assert said(capsys, 'index', DEMO, media/'faces', '-o', folder, '--append')[0] == 0
+    assert len(Index.load(folder)) == 7
+    by_search = json.loads(said(capsys, 'search', DEMO, folder, media/'voices'/'3.wav', '--json')[1])
+    by_rank = json.loads(said(capsys, 'rank', DEMO, media/'voices'/'3.wav', media/'faces', '--json')[1])
+    assert {r['name']: r['score'] for r in by_rank} == pytest.approx({r['name']: r['score'] for r in by_search})
+
+
+def test_index_leaves_out_what_it_cannot_read_and_names_it(media, capsys, tmp_path):
+    shutil.copytree(media/'faces', tmp_path/'faces')
+    (tmp_path/'faces'/'a.jpg').write_bytes(b'text')
+    status, out, err = said(capsys, 'index', DEMO, tmp_path/'faces', '-o', tmp_path/'index')
+    assert status == 0 and '1 faces' in err and 'a.jpg' in err and len(Index.load(tmp_path/'index')) == 5
+
+
+BAD = {'silence': (np.zeros(32000), 'silence'), 'short': (np.ones(1600)*.1, '0.10 s'),
+       'nan': (np.full(32000, np.nan), 'not numbers')}
+
+
+@pytest.mark.parametrize('kind', BAD)
+def test_a_voice_that_is_none_is_one_line(kind, media, capsys, tmp_path):
+    samples, word = BAD[kind]
+    soundfile.write(tmp_path/f'{kind}.wav', samples, 16000, subtype='FLOAT')
+    status, out, err = said(capsys, 'rank', DEMO, tmp_path/f'{kind}.wav', media/'faces')
+    assert status == 2 and f'{kind}.wav' in err and word in err and err.count('\n') == 1 and not out
+
+
+@pytest.mark.parametrize('name, data, word', [
+    ('text.wav', b'hello', 'no readable sound'), ('empty.wav', b'', 'no readable sound'),
+    ('text.png', b'hello', 'no readable image'), ('none.png', None, 'none.png')])
+def test_a_file_that_is_something_else_is_one_line(name, data, word, media, capsys, tmp_path):
+    if data is not None: (tmp_path/name).write_bytes(data)
+    other = media/'faces' if name.endswith('wav') else media/'voices'
+    status, out, err = said(capsys, 'rank', DEMO, tmp_path/name, other)
+    assert status == 2 and name in err and word in err and err.count('\n') == 1 and not out
+
+
+def test_a_photograph_is_no_crop(media, m):
+    wide = np.zeros((300, 600, 3), np.uint8)
+    assert m.embed_faces([wide], crop=False).shape == (1, 128)
+    with pytest.raises(QueryError, match='face 1'): m.embed_faces([wide[:, :300], wide])
+
+
+def test_an_index_of_another_model_is_refused(media, m, tmp_path):
+    other = load(DEMO)
+    with torch.no_grad(): next(other.model.parameters()).add_(1)
+    m.index([media/'faces'/'0.png'], tmp_path/'index')
+    with pytest.raises(QueryError, match='another model'): other.open_index(tmp_path/'index')
+
+
+@pytest.mark.parametrize('change, word', [(dict(format_version=9), '9'), (dict(format='x'), "'x'")])
+def test_a_model_of_another_version_is_refused(change, word, tmp_path):
+    shutil.copytree(DEMO, tmp_path/'m')
+    write_json(tmp_path/'m'/'config.json', {**read_json(DEMO/'config.json'), **change})
+    with pytest.raises(RunError, match=word): load(tmp_path/'m')
+
+
+def test_a_damaged_model_and_a_pickle_are_refused(tmp_path):
+    shutil.copytree(DEMO, tmp_path/'m')
+    data = bytearray((tmp_path/'m'/'model.safetensors').read_bytes())
+    data[-5] ^= 1
+    (tmp_path/'m'/'model.safetensors').write_bytes(data)
+    with pytest.raises(RunError, match='model.safetensors'): load(tmp_path/'m')
+    (tmp_path/'m'/'model.safetensors').rename(tmp_path/'m'/'model.pt')
+    with pytest.raises(RunError, match='pickle'): load(tmp_path/'m')
+
+
+def test_a_full_disk_leaves_no_index(media, m, tmp_path, monkeypatch):
+    def full(*args, **kw): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(np, 'save', full)
+    with pytest.raises(RunError, match='No space left'): m.index([media/'faces'/'0.png'], tmp_path/'index')
+    assert not (tmp_path/'index').exists() or not any((tmp_path/'index').iterdir())
+
+
+def test_long_sound_is_the_mean_of_its_windows(media, m):
+    x = [soundfile.read(media/'voices'/f'{k}.wav', dtype='float32')[0][:40000] for k in (0, 1)] # 2.5 s each
+    mean = m.embed_voices(x).mean(0)
+    np.testing.assert_allclose(m.embed_voices([np.concatenate(x)])[0], mean/np.linalg.norm(mean), atol=1e-5)
