@@ -329,6 +329,39 @@ def test_prototypes_are_those_of_the_other_modality():
     close(w, torch.full((3,), .5*(1 + math.erf(1/math.sqrt(.2)))))  # every rho is the mean
 
 
+def test_the_instance_term_is_annealed_after_the_warm_up():
+    "Notices a weight that stays 1, one that falls in the warm-up or twice as fast, and half of the weight."
+    method = cmpc(3, cid_samples=6, instance_schedule='cosine', instance_weight=.2, instance_samples=9)
+    v, f, idx, constant = torch.stack([E1, E2, E2]), torch.stack([E1, E1, E2]), torch.arange(3), cmpc(3)
+    for m in (method, constant):
+        for _ in range(2): close(m.loss(v, f, idx)[0], cid_loss(v, f, .5))
+        m.on_epoch_start(1)
+    proto = constant.loss(v, f, idx)[0] - cid_loss(v, f, .5)
+    assert proto.min() > .1
+    for weight in (1., .8, .4, .2, .2): close(method.loss(v, f, idx)[0], weight*cid_loss(v, f, .5) + proto)
+
+
+def test_a_weight_of_zero_leaves_the_prototypes_alone():
+    method, other = cmpc(3, instance_weight=0.), cmpc(3)
+    v, f, idx = torch.stack([E1, E2, E2]), torch.stack([E1, E1, E2]), torch.arange(3)
+    for m in (method, other):
+        m.loss(v, f, idx)
+        m.on_epoch_start(1)
+    close(method.loss(v, f, idx)[0], other.loss(v, f, idx)[0] - cid_loss(v, f, .5))
+
+
+def test_the_weight_may_come_from_the_cosine_alone():
+    "Notices a weight from rho: by rho all three are equal, by v.f the second one deviates."
+    method, idx = cmpc(3, weight_source='cosine'), torch.arange(3)
+    v, f = torch.stack([E1, E2, E2]), torch.stack([E1, E1, E2])
+    method.loss(v, f, idx)
+    method.on_epoch_start(1)
+    _, w = method.loss(v, f, idx)
+    mean, std = 2/3, math.sqrt(2)/3
+    z = torch.tensor([(x - mean)/std for x in (1., 0., 1.)])
+    close(w, torch.special.ndtr((z + 1)/math.sqrt(.1)))
+
+
 def test_the_warm_up_counts_samples():
     "Notices a warm-up in batches, and released prototypes that act one batch late."
     method, z, idx = cmpc(2, cid_samples=4), torch.stack([E1, E2]), torch.arange(2)

@@ -14,6 +14,9 @@ from vfassoc.training.loop import fit, make_accelerator
 N, BATCH = 48, 8
 METHODS = {'cid': {'name': 'cid'}, # the warm-up of the others ends in the first epoch
            'cmpc': {'name': 'cmpc', 'num_prototypes': (4, 9), 'cid_samples': 30, 'tau': .1},
+           'cmpc-annealed': {'name': 'cmpc', 'num_prototypes': (4, 9), 'cid_samples': 30, 'tau': .1,
+                             'instance_schedule': 'cosine', 'instance_weight': 0., 'instance_samples': 70,
+                             'weight_source': 'cosine'},
            'faa': {'name': 'faa', 'patience': 1, 'min_clusters': 5, 'negative_mining': 'sampled',
                    'fusion': dict(dim=8, layers=2, heads=2, inner=16, dropout=0.)},
            'faa-hardest': {'name': 'faa', 'clustering': 'fixed', 'n_clusters': 12,

@@ -103,15 +103,21 @@ def cmpc_loss(
     face_clusters:Prototypes|Sequence[Clusters], # R clusterings of the face memory
     tau:float=0.03, # temperature of eq. (1) and (6)
     missing:Literal['error', 'skip']='error', # rows never clustered: an error, or CID only
+    instance_weight:float=1., # of InfoNCE; 1: eq. (7), 0: prototypes alone
+    face_idx:Tensor|None=None, # (b,) int64 rows of the faces, if they are of other videos; None: `idx`
 ) -> Tensor: # (b,) loss of each video, both directions added, not reduced
     """Compute eq. (7) of CMPC: InfoNCE plus the mean over r of the prototypical contrast, in both directions.
 
+    A voice is drawn to the prototype of the face it is paired with, a face to that of its voice.
     Stack `Prototypes` once per epoch. Raises `RunError` if the two memories are of different corpora.
     """
     voices, faces = (c if isinstance(c, Prototypes) else stack_prototypes(c) for c in (voice_clusters, face_clusters))
     if len(voices.assign) != len(faces.assign):
         raise RunError(f'cmpc_loss: {len(voices.assign)} voices and {len(faces.assign)} faces were clustered; '
                        'cluster two memories of one corpus')
-    proto = (prototype_losses(v, faces, idx, tau, missing).mean(1)
+    face_idx = idx if face_idx is None else face_idx
+    proto = (prototype_losses(v, faces, face_idx, tau, missing).mean(1)
              + prototype_losses(f, voices, idx, tau, missing).mean(1))
-    return cid_loss(v, f, tau) + proto
+    if instance_weight == 0: return proto
+    instance = cid_loss(v, f, tau)
+    return (instance if instance_weight == 1 else instance_weight*instance) + proto

@@ -8,6 +8,7 @@ __all__ = ['CMPCConfig', 'CMPC']
 # %% ../../nbs/07_methods/02_cmpc.ipynb #8beff8cb
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -15,6 +16,7 @@ from ..clustering.kmeans import Clusters, warm_start_kmeans
 from ..clustering.memory import Memory, ScalarMemory, check_rows
 from ..core import MODALITIES, ConfigError, require, rank_and_world
 from ..losses.infonce import cid_loss
+from ..losses.instance_term import instance_weight
 from ..losses.prototype import cmpc_loss, stack_prototypes
 from ..losses.recalibration import deviation, prototype_agreement, recalibration_weights
 from .base import Method, register_method
@@ -32,6 +34,10 @@ class CMPCConfig:
     recalibration:bool = True # Table 3: instance recalibration
     delta:float = -1. # δ of CMPC, eq. (9): threshold of the weight, in standard deviations from the mean of rho
     kappa:float = 0.1 # its softness
+    weight_source:Literal['rho', 'cosine'] = 'rho' # what eq. (9) weighs by: the deviation rho (the paper), or v.f alone
+    instance_schedule:Literal['constant', 'cosine'] = 'constant' # of the weight of eq. (1) after the warm-up
+    instance_weight:float = 1. # constant: that weight, 1 = the paper, 0 = prototypes alone; cosine: the last weight
+    instance_samples:int = 0 # cosine: samples after the warm-up in which the weight falls from 1
     backend:str = 'auto' # of k-means: auto, dense, keops
     seed:int = 0 # of the first k-means++
 
@@ -45,6 +51,12 @@ class CMPCConfig:
         ok('recalibration', self.prototypes or not self.recalibration, 'false when prototypes are off')
         ok('delta', -3 <= self.delta <= 3, '-3 to 3 (standard deviations)')
         ok('kappa', 0 < self.kappa < math.inf, 'above 0')
+        ok('weight_source', self.weight_source in ('rho', 'cosine'), 'rho, cosine')
+        ok('instance_schedule', self.instance_schedule in ('constant', 'cosine'), 'constant, cosine')
+        ok('instance_weight', 0 <= self.instance_weight <= 1, '0 to 1')
+        ok('instance_weight', self.prototypes or self.instance_weight == 1, '1 when prototypes are off')
+        cosine, samples = self.instance_schedule == 'cosine', self.instance_samples
+        ok('instance_samples', samples >= 1 if cosine else samples == 0, '1 or more for a cosine, 0 for a constant')
         ok('backend', self.backend in ('auto', 'dense', 'keops'), 'auto, dense, keops')
 
 # %% ../../nbs/07_methods/02_cmpc.ipynb #ca3f847e
@@ -103,16 +115,26 @@ class CMPC(Method):
                 self._stacked = v, f, prototype_agreement(v, f, missing='skip')
         return self._stacked
 
+    @property
+    def instance_weight(self) -> float:
+        "Return the weight of eq. (1) in the next batch: 1 in the warm-up, then as the schedule says."
+        cfg = self.cfg
+        after = self.seen - cfg.cid_samples
+        return instance_weight(after, cfg.instance_schedule, cfg.instance_weight, cfg.instance_samples)
+
     def loss(self, v, f, idx):
         cfg, now, w = self.cfg, self.prototypes(), None
         if now is None: loss = cid_loss(v, f, cfg.tau)
         else:
-            loss = cmpc_loss(v, f, idx, now[0], now[1], cfg.tau, missing='skip')
+            loss = cmpc_loss(v, f, idx, now[0], now[1], cfg.tau, missing='skip', instance_weight=self.instance_weight)
             rho = deviation(v, f, now[2][idx])
             self.rho.update(rho, idx)
-            if cfg.recalibration: w = recalibration_weights(rho, *self.rho.mean_std(), cfg.delta, cfg.kappa)
         for m,z in (('voice', v), ('face', f)): self.memory[m].update(z, idx)
-        self.cosine.update((v.detach().float()*f.detach().float()).sum(1), idx)
+        cosine = (v.detach().float()*f.detach().float()).sum(1)
+        self.cosine.update(cosine, idx)
+        if now is not None and cfg.recalibration:
+            x, of_all = (rho, self.rho) if cfg.weight_source == 'rho' else (cosine, self.cosine)
+            w = recalibration_weights(x, *of_all.mean_std(), cfg.delta, cfg.kappa)
         self.seen += len(v)*rank_and_world()[1]
         return loss, w
 

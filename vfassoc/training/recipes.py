@@ -47,6 +47,10 @@ RECIPES = { # name: (the recipe it changes, or '', and what it sets)
     'cmpc-demo': ('cid-demo', {
         'name': 'CMPC',
         'method.name': 'cmpc', 'method.num_prototypes': [140, 280, 420], 'method.cid_samples': 2_240}),
+    'cmpc-annealed-demo': ('cmpc-demo', {
+        'name': 'CMPC, annealed',
+        'method.instance_schedule': 'cosine', 'method.instance_weight': 0.0, 'method.instance_samples': 5_600}),
+    'cmpc-cosine-demo': ('cmpc-demo', {'name': 'CMPC, weight from the cosine', 'method.weight_source': 'cosine'}),
     'cmpc-released-demo': ('cid-demo', {
         'name': 'CMPC as released',
         'data.flip': False,
