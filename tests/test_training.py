@@ -51,7 +51,8 @@ def test_sigkill_and_resume_is_bit_identical(tmp_path):
 
 
 @pytest.mark.parametrize('name, kills', [
-    ('cmpc', [5, 9, 14]), ('cmpc-annealed', [9, 14]), ('cmpc-released', [7, 13]), ('faa', [5, 9, 14]), ('faa-hardest', [8])])
+    ('cmpc', [5, 9, 14]), ('cmpc-annealed', [9, 14]),
+    ('cmpc-released', [7, 13]), ('faa', [5, 9, 14]), ('faa-hardest', [8])])
 def test_memories_and_prototypes_are_resumed_bit_identically(tmp_path, name, kills):
     method, kw = toy.METHODS[name], dict(validate=lambda m: .5) if 'faa' in name else {} # a schedule that moves
     model, _ = toy.run(tmp_path/'a', method=method, **kw)
