@@ -7,6 +7,7 @@ __all__ = ['pair_statistic', 'bootstrap', 'Interval', 'interval', 'matching_infl
            'influence_statistic', 'seed_interval']
 
 # %% ../../nbs/09_evaluation/02_intervals.ipynb #53883414
+from functools import lru_cache
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -21,35 +22,74 @@ def pair_statistic(
     scores, # (n,)
     voice:np.ndarray, # (n,) identity of the voice, as integers from 0
     face:np.ndarray, # (n,) identity of the face
-) -> Callable: # weights of identities (b, identities) -> (2, b): AUC and EER of each replicate
+    kinds:np.ndarray|None=None, # (n,) kind of each positive, as integers from 0
+) -> Callable: # weights of identities (b, identities) -> (2, b), AUC and EER; with `kinds` (2, 1 + kinds, b): all, each
     "Return AUC and EER as a function of the weights of identities. Raises `ScoreError`."
     labels, scores = _checked_scores(labels, scores)
     order = np.argsort(scores, kind='stable')[::-1]
     tp, fp, _ = _counts(labels, scores)
     y, voice, face = labels[order], np.asarray(voice)[order], np.asarray(face)[order]
-    group = np.repeat(np.arange(1, len(tp)), np.diff(tp + fp))[~y]
+    group = np.repeat(np.arange(1, len(tp)), np.diff(tp + fp))
+    above, split = group[~y], _kinds_of_positives(kinds, order, y, group, tp)
 
     def statistic(w):
-        w_neg = w.take(voice[~y], 1)*w.take(face[~y], 1)
-        pos, neg = _cumulate(w.take(voice[y], 1)), _cumulate(w_neg)
+        w_pos, w_neg = w.take(voice[y], 1), w.take(voice[~y], 1)*w.take(face[~y], 1)
+        pos, neg = _cumulate(w_pos), _cumulate(w_neg)
         with np.errstate(invalid='ignore', divide='ignore'):
-            pairs = np.einsum('bn,bn->b', pos.take(tp[group - 1], 1) + pos.take(tp[group], 1), w_neg)/2
-            return np.stack([pairs/pos[:, -1]/neg[:, -1], _weighted_eer(pos/pos[:, -1:], neg/neg[:, -1:], tp, fp)])
+            pairs = np.einsum('bn,bn->b', pos.take(tp[above - 1], 1) + pos.take(tp[above], 1), w_neg)/2
+            parts = [(pairs, pos, tp), *(_part(w_pos, neg, fp, *s) for s in split)]
+            found = [_area_and_eer([p], neg, fp) for p in parts[:1]]
+            if kinds is None: return found[0]
+            # the first kind is the rest: whole numbers, so that the differences are exact
+            found += [_area_and_eer(parts, neg, fp), *(_area_and_eer([p], neg, fp) for p in parts[1:])]
+            return np.stack(found, 1)
     return statistic
+
+def _kinds_of_positives(kinds, order, y, group, tp):
+    "Return of each kind but the first its places among the positives, their tie groups, and its count at each score."
+    if kinds is None: return []
+    kinds = np.asarray(kinds)[order][y]
+    def places(k):
+        mine = kinds == k
+        return np.flatnonzero(mine), group[y][mine], np.append(0, mine.cumsum())[tp]
+    return [places(k) for k in range(1, kinds.max() + 1)]
+
+def _part(w_pos, neg, fp, places, group, count):
+    "Return the won pairs of some positives (b,), their cumulative weights, and where each score stands in these."
+    mine = w_pos.take(places, 1)
+    lost = np.einsum('bn,bn->b', neg.take(fp[group - 1], 1) + neg.take(fp[group], 1), mine)/2
+    return mine.sum(1)*neg[:, -1] - lost, _cumulate(mine), count
+
+def _area_and_eer(parts, neg, fp):
+    "Return AUC and EER (2, b) of the first part less the others."
+    rows = np.arange(len(neg))
+    def less(values): return values[0] - sum(values[1:])
+    def at(k): return less([pos[rows, count[k]] for _, pos, count in parts])
+    total = less([pos[:, -1] for _, pos, _ in parts])
+    pairs = less([pairs for pairs, *_ in parts])
+    def tpr(k): return at(k)/total
+    def fpr(k): return neg[rows, fp[k]]/neg[:, -1]
+    return np.stack([pairs/total/neg[:, -1], _weighted_eer(tpr, fpr, len(neg), len(fp))])
 
 def _cumulate(w): return np.concatenate([np.zeros((len(w), 1)), w.cumsum(1)], 1)
 
-def _weighted_eer(pos, neg, tp, fp):
+def _weighted_eer(tpr, fpr, replicates, points):
     "Compute the EER of each replicate: bisect for the first threshold with FPR >= FNR, interpolate to the one before."
-    rows = np.arange(len(pos))
-    def fpr(k): return neg[rows, fp[k]]
-    def d(k): return neg[rows, fp[k]] + pos[rows, tp[k]] - 1
-    low, high = np.zeros(len(pos), int), np.full(len(pos), len(tp) - 1)
+    def d(k): return fpr(k) + tpr(k) - 1
+    low, high = np.zeros(replicates, int), np.full(replicates, points - 1)
     while (high - low).max() > 1:
         mid = (low + high)//2
         up = d(mid) >= 0
         low, high = np.where(up, low, mid), np.where(up, mid, high)
     return _crossing(fpr(low), d(low), fpr(high), d(high))
+
+@lru_cache(4)
+def _weights(identities, replicates, seed):
+    "Return how often each identity is drawn (replicates, identities); the same array serves every metric."
+    p = np.full(identities, 1/identities)
+    w = rng_for(seed, 'bootstrap').multinomial(identities, p, size=replicates).astype(float)
+    w.flags.writeable = False
+    return w
 
 def bootstrap(
     statistic:Callable, # weights of identities (b, identities) -> (..., b)
@@ -59,8 +99,7 @@ def bootstrap(
     block:int=64, # replicates at a time
 ) -> np.ndarray: # (..., replicates), NaN where a replicate has no positive or no negative left
     "Compute a statistic on test sets whose identities are drawn with replacement."
-    p = np.full(identities, 1/identities)
-    w = rng_for(seed, 'bootstrap').multinomial(identities, p, size=replicates).astype(float)
+    w = _weights(identities, replicates, seed)
     return np.concatenate([statistic(w[i:i + block]) for i in range(0, replicates, block)], -1)
 
 class Interval(NamedTuple):
@@ -107,9 +146,10 @@ def ranking_influence(
 def influence_statistic(
     value:float, # of the whole test set
     influence:np.ndarray, # (identities,) T_p
+    least:float=0, # of its range; -1: it is a difference of two metrics
 ) -> Callable: # weights of identities (b, identities) -> (b,)
-    "Return the first-order approximation of a metric as a function of the weights, clipped to 0 and 1."
-    def statistic(w): return np.clip(value + (w - 1)@influence, 0, 1)
+    "Return the first-order approximation of a metric as a function of the weights, clipped to its range."
+    def statistic(w): return np.clip(value + (w - 1)@influence, least, 1)
     return statistic
 
 # %% ../../nbs/09_evaluation/02_intervals.ipynb #aa69e576
