@@ -159,6 +159,49 @@ def _add_pack(sub):
                    help='pixels=112 (decode faces now; 0 keeps the image files), shard_mb=512; may be repeated')
 
 
+def ingest(a, s):
+    from vfassoc.core import from_dict
+    from vfassoc.video.extraction import ExtractConfig
+    from vfassoc.video.ingest import IngestConfig, convert_tree, ingest as run
+    p = user_path(a.output, 'output')
+    out = p if p.is_absolute() or len(p.parts) > 1 or p.is_dir() else s.data/p
+    jobs = s.workers if a.jobs is None else a.jobs
+    if a.as_is:
+        if a.videos or a.set or a.identity or a.several:
+            raise ConfigError('ingest: --as-is converts --audio and --images and takes no other option')
+        print(convert_tree(out, a.audio or (), a.images or (), jobs).to_string(index=False))
+        return print(out)
+    given = changes(a.set, 'ingest')
+    outer = {k: given.pop(k) for k in ('valid', 'test', 'seed') if k in given}
+    if a.several: given['several'] = a.several
+    table = a.identity if a.identity and a.identity not in ('none', 'folder', 'file') else None
+    cfg = from_dict(IngestConfig, {'seed': s.seed, **outer, 'extract': given,
+                                   'identity': 'table' if table else a.identity or 'none'}, 'ingest')
+    minutes = run(out, a.videos, a.audio or (), a.images or (), cfg, table, jobs, a.scheduler)
+    print(f'{minutes.to_string(index=False)}\n')
+    if cfg.identity == 'none': print('no identities given: nobody is tested on; --identity says whose file is whose')
+    print(f'faces, minutes and a timeline to look at: {out/"ingest"}\n{out}')
+
+
+def _add_ingest(sub):
+    q = command(sub, ingest, 'make a corpus of videos, recordings or photographs')
+    q.add_argument('videos', nargs='*', metavar='VIDEO', help='videos, or folders of them')
+    q.add_argument('-o', '--output', required=True, metavar='NAME', help='the corpus: a name under `data`, or a path')
+    q.add_argument('--audio', nargs='+', metavar='PATH', help='recordings, or folders of them: m4a, mp3, ...')
+    q.add_argument('--images', nargs='+', metavar='PATH', help='photographs, or folders of them: webp, png, ...')
+    q.add_argument('--identity', metavar='none|folder|file|TABLE.csv',
+                   help='person of a file: unknown (default), its folder, its name, or a table with the columns file '
+                        'and identity')
+    q.add_argument('--several', choices=('drop', 'keep-largest'),
+                   help='segments that show several faces (default: drop)')
+    q.add_argument('--as-is', action='store_true',
+                   help='only convert --audio to wav and --images to jpg, whole, at the same places below wav and faces')
+    q.add_argument('--set', **MANY, help='a field of ExtractConfig, or valid, test, seed: margin=1.3; may be repeated')
+    q.add_argument('--jobs', type=int, help='files at once (default: `workers` in settings.ini)')
+    q.add_argument('--scheduler', default='', metavar='ADDRESS',
+                   help='address of a Dask scheduler, for several machines that share a disk')
+
+
 def trials(a, s):
     from vfassoc.evaluation.published import list_table, resolve_lists
     from vfassoc.evaluation.run_published import baseline_run, corpus_lists, listed_media
@@ -366,8 +409,8 @@ def _add_demo(sub):
 
 
 # one per command, in the order of `--help`
-ADDERS = (_add_synthesize, _add_prepare, _add_voxceleb1, _add_vectors, _add_pack, _add_extract, _add_train,
-          _add_flops, _add_evaluate, _add_trials, _add_sweep, _add_report, _add_results, _add_demo)
+ADDERS = (_add_synthesize, _add_prepare, _add_ingest, _add_voxceleb1, _add_vectors, _add_pack, _add_extract,
+          _add_train, _add_flops, _add_evaluate, _add_trials, _add_sweep, _add_report, _add_results, _add_demo)
 
 
 def parser():
