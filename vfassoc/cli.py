@@ -179,7 +179,7 @@ def ingest(a, s):
                                    'identity': 'table' if table else a.identity or 'none'}, 'ingest')
     minutes = run(out, a.videos, a.audio or (), a.images or (), cfg, table, jobs, a.scheduler)
     print(f'{minutes.to_string(index=False)}\n')
-    if cfg.identity == 'none': print('no identities given: nobody is tested on; --identity says whose file is whose')
+    if cfg.identity == 'none': print('no identities given: nobody is tested on; --identity says whose file it is')
     print(f'faces, minutes and a timeline to look at: {out/"ingest"}\n{out}')
 
 
@@ -195,7 +195,7 @@ def _add_ingest(sub):
     q.add_argument('--several', choices=('drop', 'keep-largest'),
                    help='segments that show several faces (default: drop)')
     q.add_argument('--as-is', action='store_true',
-                   help='only convert --audio to wav and --images to jpg, whole, at the same places below wav and faces')
+                   help='only convert --audio to wav and --images to jpg, whole, at the same places')
     q.add_argument('--set', **MANY, help='a field of ExtractConfig, or valid, test, seed: margin=1.3; may be repeated')
     q.add_argument('--jobs', type=int, help='files at once (default: `workers` in settings.ini)')
     q.add_argument('--scheduler', default='', metavar='ADDRESS',
