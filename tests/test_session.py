@@ -1,11 +1,17 @@
 "Sessions that voice and face of a video share: the model, its oracle against explicit densities, features, media."
+import hashlib, json
+
 import numpy as np
 import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.metrics import roc_auc_score
 
+from vfassoc import cli
 from vfassoc.core import ConfigError
+from vfassoc.synthetic.corpus import (FACE_COLUMNS, FACE_CUE_COLUMNS, SESSION_COLUMNS, VOICE_COLUMNS,
+                                      VOICE_CUE_COLUMNS, SynthConfig, ceilings, draw_truth, make_media,
+                                      oracle_scores, read_config, read_truth, write_corpus)
 from vfassoc.synthetic.population import (FACE_CUES, GENDERS, NATIONS, SESSION, SHIFTS, VOICE_CUES, Oracle,
                                           PopulationModel, draw_features, draw_latents)
 
@@ -90,3 +96,84 @@ def test_latents_of_another_width_are_refused():
     with pytest.raises(ConfigError, match=r'features.*5'): draw_features(np.zeros((3, 5)), 16)
 
 def test_genders_in_order(): assert GENDERS == ('f', 'm')
+
+# ---- media
+
+SMALL = dict(identities=6, videos_per_identity=2, seconds=.5, frames=1, size=32, offscreen=.2)
+SHARED = SynthConfig(**SMALL, coupling=.6, variation=1.2, session=1.3, session_coupling=.8)
+
+@pytest.mark.parametrize('same_video', [False, True])
+@pytest.mark.parametrize('shared', ['', 'G'])
+def test_oracle_of_a_corpus_is_the_likelihood_ratio_of_its_truth(shared, same_video):
+    truth = draw_truth(SHARED)
+    v = truth[VOICE_COLUMNS + VOICE_CUE_COLUMNS].to_numpy()
+    f = truth[FACE_COLUMNS + FACE_CUE_COLUMNS].to_numpy()
+    want = [[density_ratio(LOUD, a, b, shared, same_video) for b in f] for a in v]
+    got = oracle_scores(truth, truth.video, truth.video, True, shared, same_video)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+def test_two_ceilings_of_a_corpus():
+    def both(coupling):
+        truth = draw_truth(SynthConfig(identities=120, videos_per_identity=2, session=1.5, offscreen=0.,
+                                       session_coupling=coupling))
+        n = len(truth)
+        voice, face = np.repeat(truth.video.to_numpy(), n), np.tile(truth.video.to_numpy(), n)
+        person = truth.identity.to_numpy()
+        return ceilings(truth, voice, face, np.repeat(person, n) == np.tile(person, n), roc_auc_score)
+    apart, together = both(0.), both(1.)
+    assert together['same_video'] > together['other_videos'] + .03
+    assert abs(apart['same_video'] - apart['other_videos']) < .03
+    truth = draw_truth(SHARED)
+    none = ceilings(truth, truth.video[:2], truth.video[2:4], [False, False], roc_auc_score)
+    assert np.isnan([none['same_video'], none['other_videos']]).all()
+
+def test_session_survives_the_disk_and_resumes(tmp_path):
+    root = write_corpus(tmp_path/'c', SHARED, workers=0)
+    assert read_config(root) == SHARED and read_truth(root).equals(draw_truth(SHARED))
+    assert set(SESSION_COLUMNS) <= set(read_truth(root)) and write_corpus(root, SHARED, 0) == root
+    with pytest.raises(Exception, match=r'session_coupling = 0.8.*not 0.3'):
+        write_corpus(root, SynthConfig(**SMALL, coupling=.6, variation=1.2, session=1.3, session_coupling=.3), 0)
+
+def test_a_corpus_without_a_session_has_the_bytes_of_older_releases(tmp_path):
+    root = write_corpus(tmp_path/'c', SynthConfig(**SMALL, session_coupling=.5), workers=0)
+    about = json.loads((root/'synth.json').read_text())
+    assert about['session'] == 1. and not {'variation', 'session_coupling'} & set(about)
+    assert hashlib.sha256((root/'truth.csv').read_bytes()).hexdigest() == (
+        '6b79590ef990b1e47e9acd3999ed999b9737ad79bbfd7993baf4e593643db584')
+    assert read_config(root) == SynthConfig(**SMALL) and read_truth(root).equals(draw_truth(SynthConfig(**SMALL)))
+    assert write_corpus(root, SynthConfig(**SMALL), 0) == root
+
+def rows(cfg): return draw_truth(cfg).assign(index=lambda t: np.arange(len(t))).to_dict('records')
+
+@pytest.mark.parametrize('column', [c for c in VOICE_CUE_COLUMNS + FACE_CUE_COLUMNS])
+def test_each_cue_is_in_the_media(column):
+    "Two videos that differ in one cue differ in sound or in pictures, not in both."
+    cfg = SynthConfig(**SMALL, session=2.)
+    row = next(r for r in rows(cfg) if r['deviate'] == 'none')
+    low, high = (make_media({**row, **dict.fromkeys(FACE_CUE_COLUMNS + VOICE_CUE_COLUMNS, 0.), column: x}, cfg)
+                 for x in (-2.5, 2.5))
+    sound, picture = (low[0][0] != high[0][0]).any(), (low[1] != high[1]).any()
+    assert (sound, picture) == (column in VOICE_CUE_COLUMNS, column in FACE_CUE_COLUMNS)
+
+def test_extreme_sessions_can_be_drawn():
+    for strength in (.01, 10.):
+        cfg = SynthConfig(**SMALL, session=strength)
+        for x in (-9., 9.):
+            row = {**rows(cfg)[0], **dict.fromkeys(FACE_CUE_COLUMNS + VOICE_CUE_COLUMNS, x)}
+            with np.errstate(all='raise', under='ignore'): (clip, *_), frames = make_media(row, cfg)
+            assert np.abs(clip.astype(int)).max() > 300 and frames.shape == (1, 32, 32, 3)
+
+@pytest.mark.parametrize('words, where', [
+    (['--session', '-1'], 'session = -1'), (['--session', 'nan'], 'session'), (['--session', '11'], 'session = 11'),
+    (['--session-coupling', '1.5'], 'session_coupling = 1.5'), (['--session-coupling', '-0.1'], 'session_coupling'),
+])
+def test_bad_session_is_one_line(words, where, tmp_path, capsys):
+    code = cli.main(['synthesize', str(tmp_path/'c'), *words])
+    said = capsys.readouterr().err
+    assert code and where in said and said.count('\n') == 1 and not (tmp_path/'c').exists()
+
+def test_command_draws_a_session(tmp_path):
+    small = [w for k, v in SMALL.items() for w in ('--set', f'{k}={v}')]
+    cli.main(['synthesize', str(tmp_path/'c'), '--session', '1', '--session-coupling', '0.5', *small])
+    cfg = read_config(tmp_path/'c')
+    assert (cfg.session, cfg.session_coupling) == (1., .5)

@@ -57,9 +57,10 @@ def synthesize(a, s):
     from vfassoc.core import from_dict
     from vfassoc.synthetic.corpus import SynthConfig, write_corpus
     from vfassoc.training.run import corpus_path
-    root = corpus_path(a.corpus, s)
-    write_corpus(root, from_dict(SynthConfig, {'seed': s.seed, **changes(a.set, 'synthesize')}, 'synthesize'),
-                 s.workers)
+    root, fields = corpus_path(a.corpus, s), {'seed': s.seed, **changes(a.set, 'synthesize')}
+    for name, value in (('session', a.session), ('session_coupling', a.session_coupling)):
+        if value is not None: fields[name] = value
+    write_corpus(root, from_dict(SynthConfig, fields, 'synthesize'), s.workers)
     print(root)
 
 
@@ -68,6 +69,10 @@ def _add_synthesize(sub):
     q.add_argument('corpus', help=CORPUS)
     q.add_argument('--set', **MANY,
                    help='a field of SynthConfig, e.g. identities=400, coupling=0.5, seed=1; may be repeated')
+    q.add_argument('--session', type=float, metavar='S',
+                   help='strength of what voice and face of one video share (room, device, mood, health); default 0')
+    q.add_argument('--session-coupling', type=float, metavar='C',
+                   help='correlation of the voice side and the face side of a session, 0 to 1; default 1')
 
 
 def prepare(a, s):

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['GENERATOR', 'DEVIATES', 'FIRST_NAMES', 'LAST_NAMES', 'VIDEO_ID_ALPHABET', 'VOICE_COLUMNS', 'FACE_COLUMNS',
-           'UNFINISHED', 'SynthConfig', 'draw_truth', 'make_media', 'synthetic_seed', 'write_corpus', 'read_config',
-           'read_truth', 'oracle_scores']
+           'VOICE_CUE_COLUMNS', 'FACE_CUE_COLUMNS', 'SESSION_COLUMNS', 'UNFINISHED', 'SynthConfig', 'draw_truth',
+           'make_media', 'synthetic_seed', 'write_corpus', 'read_config', 'read_truth', 'oracle_scores', 'ceilings']
 
 # %% ../../nbs/03_synthetic/05_corpus.ipynb #e923a75f
 import multiprocessing, os, shutil, signal, threading, time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -21,14 +21,18 @@ import numpy as np
 import pandas as pd
 import soundfile
 from PIL import Image
+from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
 
 from ..core import (CorpusError, RunError, atomic_path, claim, from_dict, occupied, progress, read_json,
                           read_table, require, rng_for, write_json)
-from .face import FACE, draw_pose, draw_scene, face_of
-from .population import FACTORS, NATIONS, GENDERS, Oracle, PopulationModel, years
-from .render import render
-from .voice import FS, VOICE, background_noise, draw_room, record, speak, voice_of
+from .face import (FACE, draw_pose, draw_scene, face_of, session_camera, session_face, session_pose,
+                                    session_scene)
+from .population import (FACE_CUES, FACTORS, GENDERS, NATIONS, SESSION, SHIFTS, VOICE_CUES, Oracle,
+                                          PopulationModel, years)
+from .render import degrade, render
+from .voice import (FS, VOICE, background_noise, draw_room, record, session_room, speak,
+                                     voice_of)
 
 # %% ../../nbs/03_synthetic/05_corpus.ipynb #4af8dd11
 GENERATOR = 1 # increased whenever the same configuration gives other bytes
@@ -44,7 +48,9 @@ class SynthConfig:
     frames:int = 3 # jpg files in a video
     size:int = 112 # side of a face crop, pixels
     coupling:float = .75 # correlation of voice side and face side of each identity factor, given gender
-    session:float = 1. # how much a person changes from video to video
+    variation:float = 1. # how much a voice and a face change from video to video, each on its own
+    session:float = 0. # strength of what voice and face of one video share without its being the person
+    session_coupling:float = 1. # correlation of voice side and face side of each session factor
     offscreen:float = .04 # share of videos in which another person speaks
     buried:float = .04 # share in which music or babble masks the voice
     occluded:float = .04 # share in which an object covers the face
@@ -57,7 +63,7 @@ class SynthConfig:
     def __post_init__(self):
         low = dict(identities=1, videos_per_identity=1, clips=1, frames=1, size=16, seconds=.5)
         high = dict(identities=90000, videos_per_identity=10000, clips=1000, frames=1000, size=1024, seconds=600,
-                    session=10, noise=100, seed=2**32 - 1)
+                    variation=10, session=10, noise=100, seed=2**32 - 1)
         for f in fields(self):
             x, a, b = getattr(self, f.name), low.get(f.name, 0), high.get(f.name, 1)
             kinds, what = ((int, float), 'a number') if f.type is float else (int, 'a whole number')
@@ -79,6 +85,8 @@ LAST_NAMES = ('Abara Bianchi Byrne Choi Conti Daly Doyle Ekwueme Esposito Ferri 
               'Sharma Singh Sweeney Uche Yoon').split()
 VIDEO_ID_ALPHABET = list('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_')
 VOICE_COLUMNS, FACE_COLUMNS = [f'voice_{k}' for k in VOICE], [f'face_{k}' for k in FACE]
+VOICE_CUE_COLUMNS, FACE_CUE_COLUMNS = [f'voice_cue_{k}' for k in VOICE_CUES], [f'face_cue_{k}' for k in FACE_CUES]
+SESSION_COLUMNS = [f'{side}_session_{k}' for side in ('voice', 'face') for k in SESSION]
 
 def _name(gender, k, seed): # the k-th name of a gender: 1000 pairs in random order, then the same with a number
     names = len(FIRST_NAMES[gender])*len(LAST_NAMES)
@@ -106,11 +114,23 @@ def _deviates(cfg): # the kind of each video: the planted shares, rounded, in ra
     kinds = np.repeat([*DEVIATES, 'none'], [*counts, max(n - sum(counts), 0)])[:n]
     return kinds[rng_for(cfg.seed, 'deviates').permutation(n)]
 
+def _draw_session(cfg, model, j): # of video j: session factors of both sides, moved latents, cues
+    rng, moved, cues = rng_for(cfg.seed, 'session', j), [], {}
+    sides = [w[0] for w in model.session_factors(1, rng)]
+    for shift, w, k, columns in zip(SHIFTS.values(), sides, (len(VOICE), len(FACE)),
+                                    (VOICE_CUE_COLUMNS, FACE_CUE_COLUMNS)):
+        move = model.session*(shift@w)
+        moved.append(move[:k])
+        cues |= dict(zip(columns, move[k:] + rng.standard_normal(len(columns))))
+    return *moved, {**dict(zip(SESSION_COLUMNS, np.concatenate(sides))), **cues}
+
 def draw_truth(
     cfg:SynthConfig, # the corpus
 ) -> pd.DataFrame: # a row per video: ids, metadata, split, deviate, heard, model, factors, latents
     "Draw the truth table of a corpus; every random choice about people and videos is made here."
-    model = PopulationModel(cfg.coupling, cfg.session)
+    model = PopulationModel(cfg.coupling, cfg.variation, cfg.session, cfg.session_coupling)
+    about = dict(coupling=float(cfg.coupling), variation=float(cfg.variation), session=float(cfg.session),
+                 session_coupling=float(cfg.session_coupling) if cfg.session else 1.)
     people = _people(cfg, model)
     peers = {s: [p for p in people if p['split'] == s] for s in ('train', 'valid', 'test')}
     rows = []
@@ -120,30 +140,44 @@ def draw_truth(
         if kind == 'offscreen' and not others: kind = 'none' # nobody else in this split
         heard = others[rng.integers(len(others))] if kind == 'offscreen' else p
         voice, face = model.video(dict(voice=heard['drawn']['voice'], face=p['drawn']['face']), rng)
+        cues = {}
+        if cfg.session:
+            voice_move, face_move, cues = _draw_session(cfg, model, j)
+            voice, face = voice + voice_move, face + face_move
         latents = {**dict(zip([f'voice_factor_{k}' for k in FACTORS], heard['drawn']['voice_factors'])),
                    **dict(zip([f'face_factor_{k}' for k in FACTORS], p['drawn']['face_factors'])),
-                   **dict(zip(VOICE_COLUMNS, voice)), **dict(zip(FACE_COLUMNS, face))}
+                   **dict(zip(VOICE_COLUMNS, voice)), **dict(zip(FACE_COLUMNS, face)), **cues}
         rows.append(dict(identity=p['identity'], name=p['name'], video=''.join(rng.choice(VIDEO_ID_ALPHABET, 11)),
                          **{k: p[k] for k in ('gender', 'nationality', 'age', 'split')}, deviate=str(kind),
-                         heard=heard['identity'], coupling=float(cfg.coupling), session=float(cfg.session),
+                         heard=heard['identity'], **about,
                          **{k: round(float(x), 5) for k,x in latents.items()})) # the written number is the one used
     return pd.DataFrame(rows)
 
 # %% ../../nbs/03_synthetic/05_corpus.ipynb #f45933c4
+def _places_of_cues(row, columns, names, session): # cue -> its place in its range, 0 to 1
+    return {k: float(ndtr(row[c]/np.sqrt(1 + session**2))) for c, k in zip(columns, names)}
+
 def make_media(
     row:dict, # a row of the truth, and `index`, its number
     cfg:SynthConfig, # the corpus
 ) -> tuple[list[np.ndarray],np.ndarray]: # clips, (t,) int16 each; frames (n, size, size, 3) uint8
     "Draw sound and pictures of one video from its row and the configuration alone."
-    j, kind, clips = row['index'], row['deviate'], []
+    j, kind, clips, reach = row['index'], row['deviate'], [], cfg.session/(1 + cfg.session)
     room, voice = draw_room(rng_for(cfg.seed, 'room', j), cfg.noise), voice_of([row[c] for c in VOICE_COLUMNS])
+    if cfg.session:
+        room = session_room(_places_of_cues(row, VOICE_CUE_COLUMNS, VOICE_CUES, cfg.session), reach, cfg.noise)
     for k in range(cfg.clips):
         x = speak(voice, cfg.seconds, rng_for(cfg.seed, 'said', j, k))
         other = background_noise(len(x), rng_for(cfg.seed, 'bed', j, k)) if kind == 'noise' else None
         clips.append(record(x, room, rng_for(cfg.seed, 'echo', j, k), other))
     scene = draw_scene(rng_for(cfg.seed, 'scene', j), cfg.size, kind == 'occluded', cfg.noise)
     pose = draw_pose(rng_for(cfg.seed, 'pose', j), cfg.frames, kind == 'turned')
-    return clips, render(face_of([row[c] for c in FACE_COLUMNS]), scene, pose, cfg.size, rng_for(cfg.seed, 'grain', j))
+    face, grain = face_of([row[c] for c in FACE_COLUMNS]), rng_for(cfg.seed, 'grain', j)
+    if not cfg.session: return clips, render(face, scene, pose, cfg.size, grain)
+    u = _places_of_cues(row, FACE_CUE_COLUMNS, FACE_CUES, cfg.session)
+    scene, pose = session_scene(scene, u, reach, cfg.noise), session_pose(pose, u, reach)
+    frames = render(session_face(face, u, reach), scene, pose, cfg.size, grain)
+    return clips, degrade(frames, session_camera(u, reach))
 
 # %% ../../nbs/03_synthetic/05_corpus.ipynb #b667939d
 UNFINISHED = '.unfinished' # a folder that exists while a corpus is written
@@ -178,12 +212,24 @@ def _write_videos(root, cfg, rows):
             tmp.rmdir()
     return len(rows)
 
+def _table_of(cfg):
+    "Convert a configuration to the table in synth.json; a corpus without sessions has the table of older releases."
+    table = dict(generator=GENERATOR, **asdict(cfg))
+    if cfg.session: return table
+    del table['session'], table['session_coupling']
+    return {'session' if k == 'variation' else k: v for k, v in table.items()}
+
+def _current(table): # the table of synth.json with today's names
+    if 'session_coupling' in table: return table
+    names = {'variation' if k == 'session' else k: v for k, v in table.items()}
+    return {**names, 'session': 0., 'session_coupling': 1.}
+
 def _finished(root, cfg):
     "Return True if the corpus is complete, False if it is begun; `CorpusError` if the folder holds other files."
-    want = dict(generator=GENERATOR, **asdict(cfg))
+    want = _current(_table_of(cfg))
     for path in (root/'synth.json', root/UNFINISHED/'synth.json'):
         if not path.is_file(): continue
-        have = read_table(path)
+        have = _current(read_table(path))
         other = [k for k in {**want, **have} if have.get(k) != want.get(k)]
         if other:
             key = other[0]
@@ -200,6 +246,8 @@ def _finished(root, cfg):
 
 def _write_tables(root, truth):
     "Write vox1_meta.csv, identity_splits.txt and truth.csv."
+    if not truth['session'].any():
+        truth = truth.drop(columns=['session', 'session_coupling']).rename(columns={'variation': 'session'})
     p = truth.drop_duplicates('identity')
     meta = pd.DataFrame({'VoxCeleb1 ID': p['identity'], 'VGGFace1 ID': p['name'], 'Gender': p['gender'],
                          'Nationality': p['nationality'], 'Set': np.where(p['split'] == 'test', 'test', 'dev'),
@@ -247,7 +295,7 @@ def write_corpus(
         if _finished(root, cfg): return root
     with claim(root), _one_line(root):
         if _finished(root, cfg): return root
-        write_json(root/UNFINISHED/'synth.json', dict(generator=GENERATOR, **asdict(cfg)))
+        write_json(root/UNFINISHED/'synth.json', _table_of(cfg))
         truth = draw_truth(cfg)
         rows = truth.assign(index=np.arange(len(truth))).to_dict('records')
         todo = [r for r in rows if not _places(root, r)[1].is_dir()]
@@ -255,7 +303,7 @@ def write_corpus(
         with progress(total=len(rows), initial=len(rows) - len(todo), desc='videos', unit='video') as bar:
             for done in _spread(partial(_write_videos, root, cfg), parts, workers): bar.update(done)
         _write_tables(root, truth)
-        write_json(root/'synth.json', dict(generator=GENERATOR, **asdict(cfg)))
+        write_json(root/'synth.json', _table_of(cfg))
         shutil.rmtree(root/UNFINISHED, ignore_errors=True)
     return root
 
@@ -267,7 +315,9 @@ def read_config(
     path = Path(root)/'synth.json'
     if not path.is_file():
         raise CorpusError(f'{root}: no complete synthetic corpus (no synth.json); write it with `vfassoc synthesize`')
-    return from_dict(SynthConfig, {k: v for k,v in read_table(path).items() if k != 'generator'}, str(path))
+    return from_dict(SynthConfig, {k: v for k,v in _current(read_table(path)).items() if k != 'generator'}, str(path))
+
+_WORDS = ('identity', 'name', 'video', 'gender', 'nationality', 'split', 'deviate', 'heard')
 
 def read_truth(
     root:str|Path, # a synthetic corpus
@@ -275,17 +325,28 @@ def read_truth(
     "Read the truth table; `CorpusError` if this is not a complete synthetic corpus."
     path = Path(root)/'truth.csv'
     if not path.is_file(): raise CorpusError(f'{path}: no such file; only a finished synthetic corpus has a truth')
-    words = ('identity', 'name', 'video', 'gender', 'nationality', 'split', 'deviate', 'heard')
     try:
         t = pd.read_csv(path, dtype=str, keep_default_na=False)
-        if gone := [k for k in (*words, 'coupling', 'session', *VOICE_COLUMNS, *FACE_COLUMNS) if k not in t]:
+        needed = [*_WORDS, 'coupling', 'session', *VOICE_COLUMNS, *FACE_COLUMNS]
+        if 'session_coupling' in t: needed += ['variation', *SESSION_COLUMNS, *VOICE_CUE_COLUMNS, *FACE_CUE_COLUMNS]
+        if gone := [k for k in needed if k not in t]:
             raise CorpusError(f'{path}: has no column {gone[0]!r}; write the corpus again')
         if not len(t) or t['video'].duplicated().any():
             raise CorpusError(f'{path}: {len(t)} rows, {t["video"].nunique()} videos; write the corpus again')
-        return t.astype({k: float for k in t if k not in words})
+        t = t.astype({k: float for k in t if k not in _WORDS})
     except (ValueError, UnicodeDecodeError) as e:
         why = ' '.join(str(e).split())
         raise CorpusError(f'{path}: not a readable table ({why}); write the corpus again') from None
+    if 'session_coupling' not in t: # a corpus without sessions: its column `session` is the variation
+        t = t.rename(columns={'session': 'variation'})
+        for k, (name, value) in enumerate((('session', 0.), ('session_coupling', 1.))):
+            t.insert(t.columns.get_loc('variation') + k + 1, name, value)
+    return t
+
+def _latents(truth): # (n, k) of the voices, (n, l) of the faces: what the oracle reads
+    voice, face = VOICE_COLUMNS, FACE_COLUMNS
+    if truth['session'].iloc[0]: voice, face = [*voice, *VOICE_CUE_COLUMNS], [*face, *FACE_CUE_COLUMNS]
+    return truth[voice].to_numpy(), truth[face].to_numpy()
 
 def oracle_scores(
     truth:pd.DataFrame, # from `read_truth` or `draw_truth`
@@ -293,13 +354,34 @@ def oracle_scores(
     face_videos, # (n,) ids of videos, for their pictures; (m,) with `block`
     block:bool=False, # score every voice with every face
     shared:str='', # attributes that an impostor shares: '', 'G', 'N' or 'GN'
+    same_video:bool=False, # a positive is of one video; False: of two videos of one person
 ) -> np.ndarray: # (n,) or (n, m) log-likelihood ratios
     "Compute log p(voice, face | one person) - log p(voice, face | two) from the latents of the media."
     row = pd.Series(np.arange(len(truth)), index=truth['video'])
     if len(unknown := [v for v in {*voice_videos, *face_videos} if v not in row.index]):
         raise CorpusError(f'truth: {len(unknown)} videos are not in it ({sorted(map(str, unknown))[0]}, ...); '
                           'is it the truth of this corpus?')
-    v = truth[VOICE_COLUMNS].to_numpy()[row[list(voice_videos)]]
-    f = truth[FACE_COLUMNS].to_numpy()[row[list(face_videos)]]
-    oracle = Oracle.of(PopulationModel(float(truth['coupling'].iloc[0]), float(truth['session'].iloc[0])), shared)
+    voice, face = _latents(truth)
+    v, f = voice[row[list(voice_videos)]], face[row[list(face_videos)]]
+    about = truth[['coupling', 'variation', 'session', 'session_coupling']].iloc[0]
+    oracle = Oracle.of(PopulationModel(*map(float, about)), shared, same_video)
     return oracle.block(v, f) if block else oracle.pairs(v, f)
+
+def ceilings(
+    truth:pd.DataFrame, # from `read_truth` or `draw_truth`
+    voice_videos, # (n,) ids of videos, for their sound
+    face_videos, # (n,) ids of videos, for their pictures
+    label:np.ndarray, # (n,) bool: one person
+    metric:Callable[[np.ndarray, np.ndarray], float], # of labels and scores, e.g. scikit-learn's `roc_auc_score`
+    shared:str='', # attributes that an impostor shares: '', 'G', 'N' or 'GN'
+) -> dict[str,float]: # same_video, other_videos; NaN without such positives
+    "Score the oracle on positives of the same video and of other videos, each with all negatives and its own oracle."
+    voice, face, label = np.asarray(voice_videos), np.asarray(face_videos), np.asarray(label, bool)
+    out = {}
+    for kind, positives in (('same_video', label & (voice == face)), ('other_videos', label & (voice != face))):
+        use = positives | ~label
+        if not positives.any() or label.all(): out[kind] = float('nan')
+        else:
+            s = oracle_scores(truth, voice[use], face[use], shared=shared, same_video=kind == 'same_video')
+            out[kind] = float(metric(label[use], s))
+    return out

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FS', 'HOP', 'VOICE', 'OPEN', 'VOWELS', 'TRACT_LENGTH', 'CENTER', 'Voice', 'voice_of', 'glottis', 'formants',
-           'resonance', 'tract', 'plan', 'speak', 'Room', 'draw_room', 'record', 'background_noise']
+           'resonance', 'tract', 'plan', 'speak', 'Room', 'draw_room', 'session_room', 'record', 'background_noise']
 
 # %% ../../nbs/03_synthetic/01_voice.ipynb #fcda09d1
 from dataclasses import dataclass
@@ -165,6 +165,8 @@ class Room:
     snr:float # dB, speech over background noise
     hiss:float # 0: the noise falls 3 dB per octave; 1: white
     gain:float # peak of the recording, 0 to 1
+    clip:float = 0. # dB by which the peak exceeds the range of the device; 0: no clipping
+    bits:int = 16 # resolution of a sample
 
 def draw_room(
     rng:np.random.Generator, # of the video
@@ -174,6 +176,22 @@ def draw_room(
     u = rng.random(8)
     return Room(decay=.15 + .45*u[0], wet=.4*u[1]**2, low=40 + 80*u[2], high=5500 + 2500*u[3], slope=2*u[4] - 1,
                 snr=18 + 22*u[5] - 20*np.log10(max(noise, 1e-3)), hiss=u[6], gain=.3 + .6*u[7])
+
+def session_room(
+    u:dict[str,float], # place of each cue in its range, 0 to 1
+    reach:float, # width of the ranges; 0: those of `draw_room`, 1: the widest
+    noise:float=1., # background noise, relative amplitude; 0 is a studio
+) -> Room:
+    "Convert the cues of a session to a room, a microphone and a device."
+    def to(name, narrow, wide):
+        low, high = ((1 - reach)*a + reach*b for a, b in zip(narrow, wide))
+        return low + (high - low)*u[name]
+    return Room(decay=to('echo', (.15, .6), (.05, 1.5)), wet=to('wet', (0, .63), (0, 1.3))**2,
+                low=to('low', (40, 120), (40, 600)), high=5500*(8000/5500)**to('band', (0, 1), (-3.5, 1)),
+                slope=to('slope', (-1, 1), (-8, 8)),
+                snr=to('floor', (40, 18), (45, -5)) - 20*np.log10(max(noise, 1e-3)), hiss=u['hiss'],
+                gain=to('loud', (.3, .9), (.03, .98)), clip=max(0., to('clip', (0, 0), (-20, 25))),
+                bits=min(16, round(to('bits', (16, 16), (5, 19)))))
 
 def record(
     x, # (t,) dry voice of unit power
@@ -194,7 +212,14 @@ def record(
     dry = x if bed is None else 10**(-bed_db/20)*x + bed
     noise = rfft(rng.standard_normal(n), size)*hum
     y = irfft((rfft(dry, size)*rfft(echo, size) + noise)*mic, size)[:n]
-    return np.round(y*(32767*room.gain/(np.abs(y).max() + 1e-12))).astype(np.int16)
+    y *= 32767*room.gain/(np.abs(y).max() + 1e-12)
+    if room.clip > 0:
+        peak = 32767*room.gain
+        y = np.clip(y*10**(room.clip/20), -peak, peak)
+    if room.bits < 16:
+        step = 2**(16 - room.bits)
+        y = np.clip(step*np.round(y/step), -32767, 32767)
+    return np.round(y).astype(np.int16)
 
 # %% ../../nbs/03_synthetic/01_voice.ipynb #033d1a08
 def _chords(n, rng):
