@@ -2,14 +2,18 @@
 import sys
 from pathlib import Path
 
+from vfassoc.core import Settings
+from vfassoc.inference.calibration import calibrate_run
 from vfassoc.inference.demo_model import DEMO
 from vfassoc.inference.matcher import load
 
 
 def make(run):
     "Save the run as a model folder, with its card and its calibration."
-    m = load(str(Path(run).resolve()))
-    return m.save_pretrained(DEMO)
+    run = Path(run).resolve()
+    data = run.parent.parent/'data'
+    calibrate_run(run, Settings(data=data, device='cpu'), corpus=str(data/'demo'))
+    return load(str(run)).save_pretrained(DEMO)
 
 
 if __name__ == '__main__': print(make(sys.argv[1]))

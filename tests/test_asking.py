@@ -1,15 +1,20 @@
 "A trained model asked from the command line and from Python: files in, a ranked table out; and what it refuses."
-import io, json, math, shutil
+import io, json, math, os, shutil
+from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, soundfile, torch
 from PIL import Image
 
 from vfassoc.cli import main
 from vfassoc.core import RunError, read_json, write_json
+from vfassoc.inference import queries
 from vfassoc.inference.demo_model import DEMO, drawn_people
 from vfassoc.inference.index import Index
 from vfassoc.inference.matcher import load
 from vfassoc.inference.queries import QueryError
+from vfassoc.video.decode import read_frames
+from vfassoc.video.detection import Faces
+from vfassoc.video.tracking import crop_face
 
 
 @pytest.fixture(scope='module')
@@ -156,3 +161,54 @@ def test_long_sound_is_the_mean_of_its_windows(media, m):
     x = [soundfile.read(media/'voices'/f'{k}.wav', dtype='float32')[0][:40000] for k in (0, 1)] # 2.5 s each
     mean = m.embed_voices(x).mean(0)
     np.testing.assert_allclose(m.embed_voices([np.concatenate(x)])[0], mean/np.linalg.norm(mean), atol=1e-5)
+
+
+def test_the_prior_moves_every_probability_by_its_odds(media, capsys):
+    def odds(prior):
+        out = said(capsys, 'rank', DEMO, media/'voices'/'0.wav', media/'faces', '--json', '--prior', prior)[1]
+        return np.array([math.log(r['probability']/(1 - r['probability'])) for r in json.loads(out)])
+    np.testing.assert_allclose(odds(.5) - odds(.1), math.log(9), atol=1e-4)
+    assert said(capsys, 'rank', DEMO, media/'voices'/'0.wav', media/'faces', '--prior', 1)[0] == 2
+
+
+def test_verify_accepts_above_the_threshold_of_the_calibration(media, m, capsys):
+    out = said(capsys, 'verify', DEMO, media/'voices'/'2.wav', media/'faces'/'2.png', '--json')[1]
+    found = json.loads(out)[0]
+    assert found['accepted'] == (found['score'] > m.calibration.threshold)
+    assert found['llr'] == pytest.approx(m.calibration.scale*found['score'] + m.calibration.shift, abs=1e-4)
+
+
+def test_save_writes_a_folder_that_is_the_same_model(m, capsys, tmp_path):
+    assert said(capsys, 'save', DEMO, '-o', tmp_path/'copy')[0] == 0
+    copy = load(tmp_path/'copy')
+    assert (copy.digest, copy.calibration, copy.card) == (m.digest, m.calibration, m.card)
+    assert 'drawn people' in copy.card and 'identifies nobody' in copy.card
+    (tmp_path/'other').mkdir()
+    (tmp_path/'other'/'mine.txt').write_text('keep')
+    assert said(capsys, 'save', DEMO, '-o', tmp_path/'other')[0] == 2
+    assert [p.name for p in (tmp_path/'other').iterdir()] == ['mine.txt']
+
+
+def test_one_face_of_a_photograph_is_cropped_and_several_are_listed(m, monkeypatch):
+    photo = np.random.default_rng(0).integers(0, 255, (300, 600, 3), dtype=np.uint8)
+    boxes = np.array([[100., 50., 180., 150.], [10., 10., 40., 40.]]) # the second is small: background
+    found = {'boxes': boxes}
+    monkeypatch.setattr(queries, 'find_faces', lambda detector, image: Faces(found['boxes'], None, None))
+    crop = crop_face(photo, boxes[0], m.data.face_size)
+    np.testing.assert_allclose(m.embed_faces([photo]), m.embed_faces([crop], crop=False), atol=1e-5)
+    found['boxes'] = np.array([boxes[0], [300., 50., 370., 140.]])
+    both = r'2 faces.*\(100, 50, 180, 150\).*\(300, 50, 370, 140\)'
+    with pytest.raises(QueryError, match=both): m.embed_faces([photo])
+    found['boxes'] = boxes[:0]
+    with pytest.raises(QueryError, match='no face'): m.embed_faces([photo])
+
+
+TALKING = Path(os.environ.get('VFASSOC_SHARED', 'none'))/'corpora'/'talking'
+
+
+@pytest.mark.skipif(not TALKING.is_dir(), reason='no talking clips: VFASSOC_SHARED is not set')
+def test_the_face_of_a_real_photograph_is_found():
+    for clip in sorted(TALKING.glob('*.mpg')):
+        image = next(read_frames(clip)).image
+        boxes = queries.photograph_faces(image)
+        assert len(boxes) == 1 and 0 < boxes[0, 0] < boxes[0, 2] < image.shape[1]

@@ -1,4 +1,4 @@
-"""Commands that ask a trained model: embed, rank, verify, index, search. Plumbing, written by hand (not exported)."""
+"""Commands that ask a trained model: embed, rank, verify, search and others. Plumbing, by hand (not exported)."""
 import json, sys
 from pathlib import Path
 
@@ -76,7 +76,21 @@ def verify(a, s):
     m = opened(a, s)
     score = m.score(a.voice, a.face, crop=a.crop)
     table = pd.DataFrame(dict(voice=[a.voice], face=[a.face], score=[score]))
+    if m.calibration is not None: table['accepted'] = table.score > m.calibration.threshold
     show(m.calibrated(table, _prior(a)), a)
+
+
+def calibrate(a, s):
+    from vfassoc.inference.calibration import calibrate_run
+    from vfassoc.training.run import run_path
+    c = calibrate_run(path := run_path(a.run, s), s, a.rate, corpus=a.corpus or '')
+    print(f'{path}: log-likelihood ratio = {c.scale:.3f} x {c.scorer} {c.shift:+.3f}; {c.trials:,} pairs of '
+          f'{c.identities} validation identities, C_llr {c.cllr:.3f} bit\naccept above {c.threshold:.3f} '
+          f'[{c.threshold_low:.3f}, {c.threshold_high:.3f}] for a false-match rate of {c.rate:g}')
+
+
+def save(a, s):
+    print(opened(a, s).save_pretrained(a.output))
 
 
 def index(a, s):
@@ -134,6 +148,14 @@ def add_commands(add):
     q.add_argument('voice', help='a sound file')
     q.add_argument('face', help='an image')
     q.add_argument('--prior', type=float, default=.5, help='probability of one identity beforehand (default: 0.5)')
+    q = add(calibrate, 'fit probabilities and a threshold to the scores of a run, on its validation identities')
+    q.add_argument('run', help='a name under `runs`, or a path')
+    q.add_argument('--corpus', help="instead of the run's own")
+    q.add_argument('--rate', type=float, default=.01, help='of false matches, for the threshold (default: 0.01)')
+    q = add(save, 'write a run as a model folder: safetensors, configuration, calibration, model card')
+    q.add_argument('model', help='a run (name under `runs`, or a path)')
+    q.add_argument('--encoder', metavar='RUN', help='of a model that learnt from features: the run that made them')
+    q.add_argument('-o', '--output', required=True, metavar='FOLDER', help='new or empty')
     q = add(index, 'embed a gallery into an index that can be searched')
     _common(q)
     q.add_argument('media', nargs='+', help='images, or folders of them')

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'MOST_WINDOWS', 'SHORTEST', 'SILENCE', 'QueryError', 'item_name', 'find_media', 'window_starts',
-           'voice_windows', 'open_image', 'is_crop', 'face_crop', 'read_ahead']
+           'voice_windows', 'open_image', 'is_crop', 'photograph_faces', 'face_crop', 'read_ahead']
 
 # %% ../../nbs/11_inference/01_queries.ipynb #bb2d91e3
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from torchaudio.functional import resample
 
 from ..core import VfassocError
 from ..corpus.audio import SAMPLE_RATE
-from ..corpus.faces import read_face
+from ..video.decode import read_sound
+from ..video.detection import FaceDetector, find_faces
+from ..video.tracking import crop_face
 
 # %% ../../nbs/11_inference/01_queries.ipynb #d7f76e1f
 class QueryError(VfassocError):
@@ -38,8 +41,9 @@ def item_name(
     name = getattr(item, 'name', None)
     return name if isinstance(name, str) else f'{modality} {row}'
 
-# %% ../../nbs/11_inference/01_queries.ipynb #b61929f5
-SUFFIXES = {'voice': ('.wav', '.flac', '.ogg', '.mp3'), 'face': ('.jpg', '.jpeg', '.png', '.webp')}
+# %% ../../nbs/11_inference/01_queries.ipynb #de226eba
+_FFMPEG = ('.m4a', '.aac', '.mp4', '.mov', '.mkv', '.webm', '.opus') # sound that FFmpeg decodes
+SUFFIXES = {'voice': ('.wav', '.flac', '.ogg', '.mp3', *_FFMPEG), 'face': ('.jpg', '.jpeg', '.png', '.webp')}
 
 def find_media(
     paths, # files and folders
@@ -112,7 +116,7 @@ def _array_windows(x, rate, seconds, where, most):
         yield x[at:at + math.ceil(seconds*rate)], rate
 
 def voice_windows(
-    voice, # path or open file (wav, flac, ogg, mp3), (t,) array or tensor, or a pair (rate, array)
+    voice, # path (any sound or video), open file (wav, flac, ogg, mp3), (t,) array or tensor, or (rate, array)
     seconds:float, # of a window
     rate:int=SAMPLE_RATE, # Hz of an array
     where:str='voice', # to call it in an error
@@ -121,6 +125,8 @@ def voice_windows(
     "Cut a recording into windows. Raises `QueryError` for silence, NaN, less than 0.5 s, and what is no sound."
     size = round(seconds*SAMPLE_RATE)
     if isinstance(voice, tuple) and len(voice) == 2: rate, voice = voice
+    if isinstance(voice, (str, Path)) and Path(voice).suffix.lower() in _FFMPEG:
+        rate, voice = SAMPLE_RATE, np.concatenate(list(read_sound(voice)))
     if isinstance(voice, (str, Path)) or hasattr(voice, 'read'): parts = _file_windows(voice, seconds, where, most)
     else: parts = _array_windows(voice, rate, seconds, where, most)
     windows = [_at_16khz(x, r, size) for x, r in parts]
@@ -166,10 +172,31 @@ def is_crop(
     "Return whether an image may be a face crop: at most 1.3 times as long as wide, and at most 1000 pixels."
     return max(size) <= 1.3*min(size) and min(size) <= 1000
 
-def _found_face(im, where):
-    "Return the crop of the face in a photograph."
-    raise QueryError(f'{where}: a photograph of {im.size[0]} x {im.size[1]} pixels, not a face crop; cut the face out, '
-                     'or pass crop=False (--no-crop) to take the whole image')
+@lru_cache(1)
+def _detector():
+    "Return the face detector, which is read once."
+    return FaceDetector()
+
+def photograph_faces(
+    image, # path, open file, image, array, tensor
+    where:str='face', # to call it in an error
+) -> np.ndarray: # (k, 4) left, top, right, bottom in pixels, the largest first
+    "Find the faces of a photograph; those less than half as large as the largest are left out. Raises `QueryError`."
+    boxes = find_faces(_detector(), np.asarray(open_image(image, where))).boxes
+    side = (boxes[:, 2:] - boxes[:, :2]).max(1) if len(boxes) else np.zeros(0)
+    order = np.argsort(-side, kind='stable')
+    return boxes[order[side[order] > side.max(initial=0)/2]]
+
+def _found_face(im, size, where):
+    "Return the crop of the one face in a photograph."
+    boxes = photograph_faces(im, where)
+    if not len(boxes):
+        raise QueryError(f'{where}: no face found in {im.size[0]} x {im.size[1]} pixels; give another picture, or pass '
+                         'crop=False (--no-crop) to take the whole image')
+    if len(boxes) > 1:
+        listed = ', '.join(str(tuple(int(x) for x in b.round())) for b in boxes[:5])
+        raise QueryError(f'{where}: {len(boxes)} faces, at {listed} (left, top, right, bottom); cut one out')
+    return Image.fromarray(crop_face(np.asarray(im), boxes[0], size))
 
 def face_crop(
     face, # path or open file (JPEG, PNG, WebP), image, (h, w, 3) or (3, h, w) array or tensor
@@ -180,7 +207,7 @@ def face_crop(
     "Return the face of an image at the encoder's size. Raises `QueryError`."
     im = open_image(face, where)
     if min(im.size) < 16: raise QueryError(f'{where}: {im.size[0]} x {im.size[1]} pixels; give at least 16 x 16')
-    if crop or crop is None and not is_crop(im.size): im = _found_face(im, where)
+    if crop or crop is None and not is_crop(im.size): im = _found_face(im, size, where)
     im = im.resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(im)).permute(2, 0, 1)
 
