@@ -16,12 +16,13 @@ import mutants
 from vfassoc.clustering.kmeans import Clusters
 from vfassoc.clustering.memory import Memory, ScalarMemory
 from vfassoc.clustering.pseudo_labels import Schedule, pseudo_labels
-from vfassoc.core import CorpusError, RunFolder, Settings
+from vfassoc.core import ConfigError, CorpusError, RunFolder, Settings
 from vfassoc.corpus.audio import LogMel
 from vfassoc.corpus.dataset import DistributedBatchSampler, PairDataset, subsample_shots
 from vfassoc.corpus.faces import prepare_faces
 from vfassoc.corpus.features import FeaturePairs, load_features, save_features
 from vfassoc.corpus.manifest import scan
+from vfassoc.corpus.source import DataConfig
 from vfassoc.corpus.voxceleb1 import INDEX, missing_media, read_index, read_split_tables, split_counts, write_splits
 from vfassoc.evaluation.metrics import Ranking
 from vfassoc.evaluation.protocol import ProtocolConfig, evaluate
@@ -42,6 +43,7 @@ from vfassoc.methods.classifier import DIMNetI, DIMNetIConfig
 from vfassoc.methods.cmpc import CMPC, CMPCConfig
 from vfassoc.methods.cmpc_released import ReleasedCMPC, ReleasedCMPCConfig
 from vfassoc.methods.faa import FAA, FAAConfig
+from vfassoc.methods.positives import Positives, other_videos
 from vfassoc.models.all_pairs import score_all
 from vfassoc.models.embedding import VideoPool
 from vfassoc.models.fusion import FusionConfig, FusionEncoder
@@ -362,6 +364,79 @@ def test_the_weight_may_come_from_the_cosine_alone():
     close(w, torch.special.ndtr((z + 1)/math.sqrt(.1)))
 
 
+def test_positives_are_other_videos_of_the_cluster():
+    "Notices a video with its own face, one of another cluster, videos of unknown cluster together, one draw for all."
+    label = np.array([3, 0, 3, 3, -1, 0, -1, 9])
+    draws = np.array([other_videos(label, 0, epoch) for epoch in range(40)])
+    assert (np.sort(draws, 1) == np.arange(8)).all() # each face once
+    assert (draws[:, [4, 6, 7]] == [4, 6, 7]).all() # alone
+    assert (label[draws] == label).all() and (draws[:, [0, 1, 2, 3, 5]] != [0, 1, 2, 3, 5]).all()
+    assert {tuple(d) for d in draws[:, [0, 2, 3]]} == {(2, 3, 0), (3, 0, 2)}
+
+
+def test_a_face_of_another_video_goes_into_its_own_row():
+    "Notices a face in the row of the voice, and a voice that is drawn to the prototype of its own face."
+    method, idx, other = cmpc(3, recalibration=False), torch.arange(3), torch.tensor([1, 2, 0])
+    v, f = torch.stack([E1, E2, E2]), torch.stack([E1, E1, E2])
+    method.pair_loss(v, f, idx, other)
+    close(method.memory['voice'].rows, v)
+    close(method.memory['face'].rows[other], f)
+    method.on_epoch_start(1)
+    loss, w = method.pair_loss(v, f, idx, other)
+    right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
+    close(loss - cid_loss(v, f, .5), torch.tensor([2*right, 2*wrong, 2*right]), rtol=1e-4, atol=1e-5)
+    assert w is None and not method.rho.seen.any() and not method.cosine.seen.any()
+
+
+def test_positives_are_those_on_which_both_modalities_agree():
+    "Notices clusters of one modality: videos 0 and 1 have one voice, 1 and 2 one face, 3 and 4 both, 5 was not seen."
+    method = cmpc(6, recalibration=False)
+    v, f = torch.stack([E1, E1, E2, E2, E2]), torch.stack([E1, E2, E2, E1, E1])
+    assert method.positive_labels() is None
+    method.loss(v, f, torch.arange(5))
+    method.on_epoch_start(1)
+    label = method.positive_labels().tolist()
+    assert label[3] == label[4] and len({*label[:4]}) == 4 and label[5] == -1
+
+
+def test_only_the_oracle_reads_identities():
+    "Notices positives by true identity under another name; people that are hidden from a draw by cluster."
+    class Unreadable:
+        def __len__(self): return 6
+        def video_means(self, modality): return np.repeat(np.eye(3, dtype=np.float32), 2, 0)
+        @property
+        def videos(self): raise AssertionError('identities were read')
+    def partners(pairs, **data):
+        method = CMPC(towers(2), CMPCConfig(num_prototypes=(2,)), 6)
+        keys = Positives(DataConfig(**data), 0, method, pairs).plan(DistributedBatchSampler(6, 6, 0, 0), 0)
+        return {k[1]: k[2] for batch in keys for k in batch if len(k) == 3}
+    assert partners(Unreadable()) == {}
+    assert partners(Unreadable(), positives='cluster') == {i: i for i in range(6)} # no clusters yet
+    by = dict(positives='cluster', cluster_by='both', num_clusters=3)
+    assert partners(Unreadable(), **by) == {0: 1, 1: 0, 2: 3, 3: 2, 4: 5, 5: 4}
+    known = Unreadable.__new__(type('Known', (Unreadable,), {'videos': pd.DataFrame({'identity': list('abcabc')})}))
+    assert partners(known, positives='oracle') == {0: 3, 1: 4, 2: 5, 3: 0, 4: 1, 5: 2}
+
+
+@pytest.mark.parametrize('recipe, changes, field, value', [
+    ('cmpc-demo', {'data.positives': 'oracle'}, 'data.positives', 'oracle'), # rho needs one video
+    ('cmpc-released-demo', {'data.positives': 'cluster'}, 'data.positives', 'cluster'),
+    ('dimnet-i-demo', {'data.positives': 'cluster'}, 'data.positives', 'cluster'),
+    ('cid-demo', {'data.positives': 'cluster'}, 'data.cluster_by', 'method'), # makes no clusters
+    ('cid-demo', {'data.positives': 'cluster', 'data.cluster_by': 'both', 'data.num_clusters': 9}, 'data.cluster_by',
+     'both'), # has no features
+    ('cid-demo', {'data.positives': 'labels'}, 'positives', 'labels'),
+    ('cid-demo', {'data.num_clusters': 9}, 'num_clusters', '9'),
+    ('cid-cluster-demo', {'data.num_clusters': 1}, 'num_clusters', '1')])
+def test_impossible_positives(recipe, changes, field, value):
+    with pytest.raises(ConfigError, match=rf'{field} = .?{value}'): recipes.load_recipe(recipe, changes)
+
+
+def test_recipes_that_read_labels_say_so():
+    found = {name for name in recipes.RECIPES if name.endswith('-demo') and recipes.load_recipe(name).uses_labels}
+    assert found == {'dimnet-i-demo', 'low-shot-demo', 'pretrain-demo', 'cid-oracle-demo'}
+
+
 def test_the_warm_up_counts_samples():
     "Notices a warm-up in batches, and released prototypes that act one batch late."
     method, z, idx = cmpc(2, cid_samples=4), torch.stack([E1, E2]), torch.arange(2)
@@ -637,6 +712,25 @@ def test_voice_and_face_are_of_one_video(media):
         for row in range(6):
             item = data[epoch, row]
             assert told(item)[0] == told(item)[3] == row == item[2]
+
+
+def test_a_key_of_three_takes_the_face_of_another_video(media, tmp_path):
+    "Notices the face of the voice's own video, and a face that is not the one that the other video would have."
+    data = PairDataset(media, seconds=1., size=16)
+    for row, other in ((0, 1), (3, 3), (5, 0)):
+        *item, partner = data[2, row, other]
+        assert told(item)[0] == row == item[2] and told(item)[3] == other == partner
+    assert told(data[2, 3, 3][:3]) == told(data[2, 3])
+    paths = {m: media.table.path[media.table.modality == m] for m in ('voice', 'face')}
+    vectors = {m: np.arange(len(p), dtype=np.float32)[:, None] for m, p in paths.items()}
+    save_features(tmp_path/'f.npz', **vectors, voice_path=paths['voice'], face_path=paths['face'])
+    pairs = FeaturePairs(media, load_features(tmp_path/'f.npz'))
+    own, swapped = pairs.batch([(4, r) for r in range(6)]), pairs.batch([(4, r, 5 - r) for r in range(6)])
+    assert torch.equal(own[0], swapped[0]) and torch.equal(own[1].flip(0), swapped[1])
+    assert swapped[2].tolist() == list(range(6)) == swapped[3].flip(0).tolist()
+    for m, n in (('voice', 2), ('face', 3)):
+        mean = vectors[m][:6*n].reshape(6, n).mean(1)
+        assert pairs.video_means(m)[:, 0].tolist() == pytest.approx(mean.tolist())
 
 
 def test_every_choice_of_an_example_is_made_anew_in_every_epoch(media):

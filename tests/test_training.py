@@ -68,6 +68,22 @@ def test_memories_and_prototypes_are_resumed_bit_identically(tmp_path, name, kil
     assert not same({k: whole[k] for k in other}, other), 'the prototypes never acted'
 
 
+@pytest.mark.parametrize('method', ['cmpc', 'faa'])
+def test_positives_of_a_methods_clusters_are_resumed_bit_identically(tmp_path, method):
+    "The clusters change from epoch to epoch; a run that is cut off inside one draws the same faces as a whole one."
+    made = {**toy.METHODS[method], **({'recalibration': False} if method == 'cmpc' else {})}
+    kw = dict(method=made, positives={'positives': 'cluster'}, validate=lambda m: .5)
+    model, _ = toy.run(tmp_path/'a', **kw)
+    for k in (8, 15):
+        def power_cut(step):
+            if step == k: raise RuntimeError
+        with pytest.raises(RuntimeError): toy.run(tmp_path/'b', power_cut, **kw)
+    again, _ = toy.run(tmp_path/'b', **kw)
+    assert same(weights(model), weights(again)) and again.extra_state() == model.extra_state()
+    other, _ = toy.run(tmp_path/'c', method=made, validate=lambda m: .5)
+    assert not same(weights(other), weights(model)), 'no face of another video'
+
+
 def test_a_history_is_the_same_after_a_kill_between_an_epochs_last_step_and_its_end(tmp_path):
     "The 12th step ends the second epoch and writes a checkpoint: the resumed run finds no batch left in it."
     toy.run(tmp_path/'a', method=toy.METHODS['cmpc'], validate=lambda m: .5)

@@ -6,6 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from vfassoc.core import RunFolder, rng_for, seed_everything, rank_and_world
+from vfassoc.corpus.source import DataConfig
+from vfassoc.methods.positives import Positives
 from vfassoc.methods.registry import build_method
 from vfassoc.models.two_tower import ModelConfig, VoiceFaceModel
 from vfassoc.training.config import TrainConfig
@@ -25,13 +27,24 @@ METHODS = {'cid': {'name': 'cid'}, # the warm-up of the others ends in the first
                              'tau': .1}}
 
 
-def batches(epoch, start, before=lambda step: None, rank=0, n=1):
+def batches(epoch, start, before=lambda step: None, rank=0, n=1, positives=None):
     order = rng_for(0, 'order', epoch).permutation(N)
     for k in range(start, N//BATCH):
         before(epoch*(N//BATCH) + k)
         idx = torch.from_numpy(order[k*BATCH:(k + 1)*BATCH].copy())[rank*BATCH//n:(rank + 1)*BATCH//n]
-        voice = torch.stack([torch.from_numpy(rng_for(epoch, int(i)).standard_normal(3200)).float() for i in idx])
-        yield voice, (voice[:, :3*16*16].reshape(-1, 3, 16, 16)*40 + 128).clamp(0, 255).to(torch.uint8), idx
+        voice = noise(epoch, idx)
+        if positives is None: yield voice, picture(voice), idx
+        else:
+            (keys,) = positives.plan([[(epoch, int(i)) for i in idx]], epoch)
+            other = torch.tensor([k[2] for k in keys])
+            yield voice, picture(noise(epoch, other)), idx, other
+
+
+def noise(epoch, idx):
+    return torch.stack([torch.from_numpy(rng_for(epoch, int(i)).standard_normal(3200)).float() for i in idx])
+
+
+def picture(voice): return (voice[:, :3*16*16].reshape(-1, 3, 16, 16)*40 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def build(dim=8, projection='shared', method={'name': 'cid'}):
@@ -61,14 +74,16 @@ class Dropping(torch.nn.Module):
     def forward(self, x): return torch.nn.functional.dropout(self.tower(x), .2, self.training)
 
 
-def run(path, before=lambda step: None, steps=18, dropout=False, validate=None, method={'name': 'cid'}, **cfg):
+def run(path, before=lambda step: None, steps=18, dropout=False, validate=None, method={'name': 'cid'}, positives=None,
+        **cfg):
     path = Path(path)
     model = build(method=method)
     if dropout: model.model.voice = Dropping(model.model.voice)
     cfg = TrainConfig(**{**dict(total_samples=steps*BATCH, batch_size=BATCH, lr_warmup=0, checkpoint_every=4), **cfg})
     acc = make_accelerator(RunFolder(path), cpu=True)
     rank, n = rank_and_world()
-    result = fit(model, lambda e, s: batches(e, s, before, rank, n), N//BATCH, cfg, RunFolder(path), validate,
+    drawn = positives and Positives(DataConfig(**positives), 0, model, range(N))
+    result = fit(model, lambda e, s: batches(e, s, before, rank, n, drawn), N//BATCH, cfg, RunFolder(path), validate,
                  accelerator=acc, quiet=True)
     return model, result
 

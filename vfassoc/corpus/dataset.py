@@ -67,17 +67,17 @@ class PairDataset(_MediaRows):
     def __len__(self) -> int: return len(self.videos)
 
     def __getitem__(self,
-        key:tuple[int, int]|int, # (epoch, row); a row alone means epoch 0
-    ) -> tuple[Tensor, Tensor, int]: # voice (t,) 16 kHz, float32 or int16 (packed); face (3, size, size) uint8; row
-        "Return the example that the generator named (seed, 'item', epoch, row) draws."
-        epoch, row = key if isinstance(key, tuple) else (0, int(key))
-        voices, faces = self._voices[row], self._faces[row]
+        key:tuple[int, ...]|int, # (epoch, row) or (epoch, row, row of the face); a row alone means epoch 0
+    ) -> tuple: # voice (t,) 16 kHz, float32 or int16 (packed); face (3, size, size) uint8; row, and row of the face
+        "Return the example that the generator (seed, 'item', epoch, row) draws; the face may be of another video."
+        epoch, row, *other = key if isinstance(key, tuple) else (0, int(key))
+        voices, faces = self._voices[row], self._faces[other[0] if other else row]
         a, b, flip, rng = 0, len(faces)//2, False, None
         if self.augment:
             rng = rng_for(self.seed, 'item', epoch, row)
             a, b, flip = rng.integers(len(voices)), rng.integers(len(faces)), rng.random() < 0.5
         voice = torch.from_numpy(self._files.waveform(voices[a], self.seconds, rng))
-        return voice, self._files.face(faces[b], self.size, flip and self.flip), row
+        return voice, self._files.face(faces[b], self.size, flip and self.flip), row, *other
 
 # %% ../../nbs/01_corpus/05_dataset.ipynb #605a5f2d
 class DistributedBatchSampler(Sampler):

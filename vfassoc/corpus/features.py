@@ -216,14 +216,27 @@ class FeaturePairs:
         return out
 
     def batch(self,
-        keys:list[tuple[int, int]], # (epoch, row), all of one epoch
-    ) -> tuple[Tensor, Tensor, Tensor]: # (b, dv), (b, df) float32; (b,) int64 rows
-        "Return the vectors of a batch."
-        rows = np.array([r for _,r in keys], dtype=np.int64)
+        keys:list[tuple[int, ...]], # (epoch, row) or (epoch, row, row of the face), all of one epoch
+    ) -> tuple[Tensor, ...]: # (b, dv), (b, df) float32; (b,) int64 rows, and (b,) rows of the faces
+        "Return the vectors of a batch; a face may be of another video than its voice."
+        _, rows, *other = np.array(keys, dtype=np.int64).T
         chosen = self._pick(keys[0][0], rows)
+        if other: chosen['face'] = self._pick(keys[0][0], other[0])['face']
         def read(m):
             return torch.from_numpy(getattr(self.features, m)[chosen[m]].astype(np.float32))
-        return read('voice'), read('face'), torch.from_numpy(rows)
+        return read('voice'), read('face'), *(torch.from_numpy(r.copy()) for r in (rows, *other))
+
+    def video_means(self,
+        modality:str, # voice, face
+    ) -> np.ndarray: # (n, d) float32
+        "Return the mean vector of each video."
+        vectors, first, count = self._of[modality]
+        x, out = getattr(self.features, modality), []
+        for k in range(0, len(self), 1024): # videos at once: the vectors of all may not fit into memory
+            start, n = first[k:k + 1024], count[k:k + 1024]
+            mine = x[vectors[start[0]:start[-1] + n[-1]]].astype(np.float32)
+            out.append(np.add.reduceat(mine, start - start[0])/n[:, None].astype(np.float32))
+        return np.concatenate(out)
 
 def pair_batches(
     dataset, # PairDataset of files or FeaturePairs

@@ -31,11 +31,22 @@ class DataConfig:
     # a file of cached features (under `data` in settings.ini, or a path) instead of the media; '' = the media,
     # or the vectors of a corpus that has no media
     feature_file:str = ''
+    # a voice is trained with a face of its own video, of another of its cluster, or of its person (reads labels)
+    positives:Literal['same_video', 'cluster', 'oracle'] = 'same_video'
+    cluster_by:Literal['method', 'voice', 'face', 'both'] = 'method' # the method's clusters, or k-means of the features
+    num_clusters:int = 0 # K of that k-means; 0 with the method's clusters
 
     def __post_init__(self):
         require(self.shots >= 0, 'data', 'shots', self.shots, '0 (all) or more')
         require(0.5 <= self.crop_seconds <= 60, 'data', 'crop_seconds', self.crop_seconds, '0.5 to 60')
         require(16 <= self.face_size <= 1024, 'data', 'face_size', self.face_size, '16 to 1024')
+        require(self.positives in ('same_video', 'cluster', 'oracle'), 'data', 'positives', self.positives,
+                'same_video, cluster, oracle')
+        require(self.cluster_by in ('method', 'voice', 'face', 'both'), 'data', 'cluster_by', self.cluster_by,
+                'method, voice, face, both')
+        by_features = self.positives == 'cluster' and self.cluster_by != 'method'
+        require(self.num_clusters >= 2 if by_features else self.num_clusters == 0, 'data', 'num_clusters',
+                self.num_clusters, '2 or more with cluster_by = voice, face, both; else 0')
 
 def features_path(
     name:str, # a file under `settings.data`, or a path

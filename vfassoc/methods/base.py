@@ -35,9 +35,29 @@ class Method(nn.Module):
         "Return losses (b,) and weights (b,) (None: all equal) from embeddings (b, d), (b, d) and manifest rows (b,)."
         raise TypeError(f'{type(self).__name__} does not define `loss`')
 
-    def forward(self, voice:Tensor, face:Tensor, idx:Tensor) -> tuple[Tensor, Tensor|None]:
-        "Return losses and weights of a batch: waveforms (b, t), faces (b, 3, h, w) uint8, manifest rows (b,)."
-        return self.loss(*self.model(voice, face), idx)
+    def pair_loss(self, v:Tensor, f:Tensor, idx:Tensor, face_idx:Tensor) -> tuple[Tensor, Tensor|None]:
+        "Return what `loss` does for faces of the rows `face_idx` (b,), which may be of other videos than the voices."
+        return self.loss(v, f, idx)
+
+    def forward(self, voice:Tensor, face:Tensor, idx:Tensor,
+                face_idx:Tensor|None=None) -> tuple[Tensor, Tensor|None]:
+        "Return losses and weights of a batch: waveforms (b, t), faces (b, 3, h, w) uint8, manifest rows (b,) of each."
+        v, f = self.model(voice, face)
+        return self.loss(v, f, idx) if face_idx is None else self.pair_loss(v, f, idx, face_idx)
+
+    @classmethod
+    def one_video(cls, cfg) -> str:
+        "Return why a voice and its face must be of one video; '' where they need not."
+        return ''
+
+    @classmethod
+    def makes_clusters(cls, cfg) -> bool:
+        "Return True if the method has `positive_labels`."
+        return False
+
+    def positive_labels(self) -> Tensor|None:
+        "Return the cluster (n,) of each training video, -1 where it is unknown; None before the first clustering."
+        return None
 
     def on_epoch_start(self, epoch:int):
         "Prepare an epoch, e.g. cluster. Not called when an epoch is resumed after its first batch."

@@ -122,21 +122,44 @@ class CMPC(Method):
         after = self.seen - cfg.cid_samples
         return instance_weight(after, cfg.instance_schedule, cfg.instance_weight, cfg.instance_samples)
 
-    def loss(self, v, f, idx):
+    def _weights(self, v, f, idx, now) -> torch.Tensor|None: # (b,)
+        "Remember cosine and rho of the batch; return its weights, eq. (9)."
+        cfg, cosine = self.cfg, (v.detach().float()*f.detach().float()).sum(1)
+        self.cosine.update(cosine, idx)
+        if now is None: return None
+        rho = deviation(v, f, now[2][idx])
+        self.rho.update(rho, idx)
+        if not cfg.recalibration: return None
+        x, of_all = (rho, self.rho) if cfg.weight_source == 'rho' else (cosine, self.cosine)
+        return recalibration_weights(x, *of_all.mean_std(), cfg.delta, cfg.kappa)
+
+    def pair_loss(self, v, f, idx, face_idx):
+        "Return losses of voices and faces (of other videos, if `face_idx` is no None); eq. (8) is of one video only."
         cfg, now, w = self.cfg, self.prototypes(), None
         if now is None: loss = cid_loss(v, f, cfg.tau)
         else:
-            loss = cmpc_loss(v, f, idx, now[0], now[1], cfg.tau, missing='skip', instance_weight=self.instance_weight)
-            rho = deviation(v, f, now[2][idx])
-            self.rho.update(rho, idx)
-        for m,z in (('voice', v), ('face', f)): self.memory[m].update(z, idx)
-        cosine = (v.detach().float()*f.detach().float()).sum(1)
-        self.cosine.update(cosine, idx)
-        if now is not None and cfg.recalibration:
-            x, of_all = (rho, self.rho) if cfg.weight_source == 'rho' else (cosine, self.cosine)
-            w = recalibration_weights(x, *of_all.mean_std(), cfg.delta, cfg.kappa)
+            loss = cmpc_loss(v, f, idx, now[0], now[1], cfg.tau, missing='skip', instance_weight=self.instance_weight,
+                             face_idx=face_idx)
+        if face_idx is None: w = self._weights(v, f, idx, now)
+        for m,z,rows in (('voice', v, idx), ('face', f, idx if face_idx is None else face_idx)):
+            self.memory[m].update(z, rows)
         self.seen += len(v)*rank_and_world()[1]
         return loss, w
+
+    def loss(self, v, f, idx): return self.pair_loss(v, f, idx, None)
+
+    @classmethod
+    def one_video(cls, cfg): return 'or method.recalibration = false' if cfg.recalibration else ''
+
+    @classmethod
+    def makes_clusters(cls, cfg): return cfg.prototypes
+
+    def positive_labels(self):
+        "Return clusters (n,) on which both modalities agree: same voice and same face prototype of the smallest K."
+        if self.prototypes() is None: return None
+        k = min(self.cfg.num_prototypes)
+        voice, face = (getattr(self, f'{m}_assign_{k}') for m in MODALITIES)
+        return torch.where((voice < 0) | (face < 0), -1, voice*k + face)
 
     def on_epoch_end(self, epoch, score):
         seen = bool(self.rho.seen.any())

@@ -164,6 +164,11 @@ class FAA(Method):
         parts = zip(v.split(4096), f.split(4096))
         return torch.cat([self.fusion.log_odds(a, b) for a,b in parts])
 
+    @classmethod
+    def makes_clusters(cls, cfg): return True
+
+    def positive_labels(self): return self.label
+
     def diagnostics(self):
         "Return label (n,): the pseudo-label of each training video in this epoch."
         return dict(label=self.label)

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..core import (ConfigError, RunError, current_keys, current_name, from_dict, read_json,
                           require)
 from ..corpus.source import DataConfig
+from ..methods.positives import check_positives
 from ..methods.registry import method_class, method_config
 from ..models.two_tower import ModelConfig
 from .config import TrainConfig
@@ -34,6 +35,12 @@ class Recipe:
         require(not self.data.shots or method_class(self.method).supervised, f'recipe {self.name}', 'data.shots',
                 self.data.shots,
                 f'0 for method {self.method["name"]}, which must not know who is who')
+        check_positives(self.data, self.method, f'recipe {self.name}')
+
+    @property
+    def uses_labels(self) -> bool:
+        "Return True if training reads identities: a supervised method, or positives by true identity."
+        return method_class(self.method).supervised or self.data.positives == 'oracle'
 
 # %% ../../nbs/08_training/04_recipes.ipynb #77399625
 RECIPES = { # name: (the recipe it changes, or '', and what it sets)
@@ -51,6 +58,10 @@ RECIPES = { # name: (the recipe it changes, or '', and what it sets)
         'name': 'CMPC, annealed',
         'method.instance_schedule': 'cosine', 'method.instance_weight': 0.0, 'method.instance_samples': 5_600}),
     'cmpc-cosine-demo': ('cmpc-demo', {'name': 'CMPC, weight from the cosine', 'method.weight_source': 'cosine'}),
+    'cmpc-cluster-demo': ('cmpc-demo', {
+        'name': 'CMPC, positives from its clusters',
+        'data.positives': 'cluster', 'method.recalibration': False}),
+    'cid-oracle-demo': ('cid-demo', {'name': 'CID, oracle positives (labels)', 'data.positives': 'oracle'}),
     'cmpc-released-demo': ('cid-demo', {
         'name': 'CMPC as released',
         'data.flip': False,
@@ -141,6 +152,10 @@ RECIPES |= {
         'name': 'Self-Lifting',
         'method': {'name': 'faa', 'use_fusion': False, 'clustering': 'fixed', 'beta': 50.0, 'eps': None,
                    'n_clusters': 280}}),
+    'cid-cluster-demo': ('faa-demo', {
+        'name': 'CID, positives from feature clusters',
+        'data.positives': 'cluster', 'data.cluster_by': 'both', 'data.num_clusters': 280,
+        'method': {'name': 'cid', 'tau': 0.1}}),
     'faa-libri-lfw': ('', {
         'name': 'FAA', 'corpus': 'libri-lfw',
         'data.feature_file': 'libri-lfw/features.npz',

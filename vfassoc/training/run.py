@@ -21,6 +21,7 @@ from ..corpus.manifest import Manifest, assert_disjoint, load_or_scan
 from ..corpus.packed import is_packed, load_pack
 from ..corpus.source import Source
 from ..corpus.vectors import is_vectors, load_vectors
+from ..methods.positives import Positives
 from ..methods.registry import build_method, method_class, method_config
 from ..models.embedding import open_source, pool_videos
 from ..models.two_tower import VoiceFaceModel
@@ -155,6 +156,7 @@ def train(
     model = VoiceFaceModel(recipe.model)
     seen = _start(recipe, model, settings)
     method = build_method(recipe.method, model, n, m.hash, data[0].videos.identity)
+    positives = Positives(recipe.data, cfg.seed, method, data[0])
     rank, world = acc.process_index, acc.num_processes
     if cfg.batch_size % world:
         raise ConfigError(f'recipe: train.batch_size = {cfg.batch_size} does not split over {world} processes')
@@ -171,7 +173,7 @@ def train(
 
     def batches(epoch, start):
         plan = DistributedBatchSampler(n, cfg.batch_size, cfg.seed, epoch, start, rank, world)
-        return source.batches(data[0], plan)
+        return source.batches(data[0], positives.plan(plan, epoch))
 
     plan = [[(0, int(i)) for i in part] for part in np.array_split(np.arange(n_valid), -(-n_valid//64))]
     if method.embeds_training_set:
@@ -183,6 +185,7 @@ def train(
     result = fit(method, batches, n//cfg.batch_size, cfg, run, validate, about, acc, quiet)
     if acc.is_main_process:
         if recipe.init_from: run.stamp(start_sha256=weights_hash(run_path(recipe.init_from, settings)))
+        if recipe.uses_labels: run.stamp(uses_labels=True)
         run.stamp(seed=cfg.seed, corpus=str(corpus_path(recipe.corpus, settings)), corpus_hash=m.hash,
                   train_seconds=round(result.state.seconds, 1),
                   device=str(acc.device), processes=world, finished=result.finished, ended=result.reason)
