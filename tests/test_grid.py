@@ -125,7 +125,7 @@ def test_the_first_step_of_low_shot_learning_is_taken_from_the_started_weights(c
     ({'data.shots': 4}, CorpusError,
      r'12 of 12 identities have fewer than 4 videos \(id\d+ has 3\); set data.shots to 3 or less'),
     ({'init_from': 'nowhere'}, RunError, 'no run here'),
-    ({'model.dim': 16}, RunError, 'has small towers of 8 dimensions, the recipe low-shot small of 16'),
+    ({'model.dim': 16}, RunError, 'small encoders of 8 dimensions.*small of 16'),
     ({'data.shots': -1}, ConfigError, 'data.*shots'),
     ({'method.tau': 0.}, ConfigError, 'tau = 0.0'),
 ])

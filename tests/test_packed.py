@@ -78,7 +78,7 @@ def test_refusals_are_one_line(home, capsys):
                                                                   'data.crop_seconds=1', '--set', 'train.batch_size=8',
                                                                   '--set', 'train.total_samples=16', '--set',
                                                                   'train.lr_warmup=8')
-    assert 'is packed; what was checked and kept was decided for the tree' in said('prepare', 'pixels', '--check',
+    assert 'is packed, --check and --shared do not apply' in said('prepare', 'pixels', '--check',
                                                                                    'full')
     assert 'is packed' in said('prepare', 'pixels', '--shared', 'keep') and main(['prepare', 'pixels']) == 0
     assert 'no such folder' in said('pack', 'nowhere', '-o', 'x') and not (home/'data/x').exists()

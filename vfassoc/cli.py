@@ -295,7 +295,6 @@ def _add_train(sub):
 
 
 def flops(a, s):
-    from vfassoc.methods.registry import method_class
     from vfassoc.training.flops import SPLITS, cost as count, disk
     from vfassoc.training.recipes import load_recipe
     recipe = load_recipe(a.recipe, changes(a.set, 'flops'))
@@ -303,7 +302,7 @@ def flops(a, s):
         current_name('--tera', {'--tera': '--tflops'})
         a.tflops = a.tera
     require(0 < a.tflops < 1e9, 'flops', 'tflops', a.tflops, 'above 0, below 1e9')
-    size = SPLITS[method_class(recipe.method).paper_split]
+    size = SPLITS[recipe.method.cls.paper_split]
     for k, x in {**count(recipe, size, a.tflops), **disk(size, recipe.data.face_size)}.items(): print(f'{k:<28} {x:,}')
     print(f'for {size.videos:,} training videos of VoxCeleb1; counted, not timed')
 

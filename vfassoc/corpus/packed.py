@@ -8,7 +8,6 @@ __all__ = ['PACK', 'BYTES', 'SAMPLES', 'PIXELS', 'PIECE', 'is_packed', 'crop_sam
 
 # %% ../../nbs/12_appendix/03_packed.ipynb #f49d0d0f
 import hashlib, io, os, re, shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,11 @@ import soundfile
 import torch
 import xxhash
 from joblib import Parallel, delayed
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from ..core import (MODALITIES, CorpusError, RunError, atomic_path, claims, occupied, progress, read_json,
-                          require, write_json)
+from ..core import (MODALITIES, CorpusError, RunError, atomic_path, check_field, claims, config, occupied,
+                          progress, read_json, write_json)
 from .audio import SAMPLE_RATE, read_audio
 from .faces import read_face
 from .manifest import Manifest, load_manifest, save_manifest
@@ -166,16 +166,15 @@ def _positions(manifest, table):
     return at
 
 # %% ../../nbs/12_appendix/03_packed.ipynb #6932555b
-@dataclass(frozen=True)
+@config('pack')
 class PackConfig:
     "Options of `pack`."
-    pixels:int = 0 # decode faces while packing, to this side in pixels; 0: keep their files
-    shard_mb:int = 512 # size of a shard, megabytes
+    pixels:NonNegativeInt = 0 # decode faces while packing, to this side in pixels; 0: keep their files
+    shard_mb:PositiveInt = 512 # size of a shard, megabytes
 
     def __post_init__(self):
-        require(self.pixels == 0 or 16 <= self.pixels <= 1024, 'pack', 'pixels', self.pixels,
-                '0 (keep the files) or 16 to 1024')
-        require(self.shard_mb >= 1, 'pack', 'shard_mb', self.shard_mb, '1 or more')
+        check_field(self.pixels == 0 or 16 <= self.pixels <= 1024, 'pixels', self.pixels,
+                    '0 (keep the files) or 16 to 1024')
 
 _AGAIN = 'run `vfassoc prepare --check full`, which leaves such files out'
 

@@ -7,27 +7,28 @@ __all__ = ['DataConfig', 'features_path', 'Source']
 
 # %% ../../nbs/01_corpus/07_source.ipynb #a0224cf7
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 from torch.utils.data import Subset
 
-from ..core import Settings, require, user_path
+from ..core import Settings, check_field, config, user_path
 from .dataset import DistributedBatchSampler, MediaDataset, PairDataset, media_loader
 from .features import FeaturePairs, Features, load_features, media_features, pair_batches
 from .manifest import Manifest
 from .vectors import is_vectors, vectors_path
 
 # %% ../../nbs/01_corpus/07_source.ipynb #ce163cd1
-@dataclass(frozen=True)
+@config('data')
 class DataConfig:
     "Crops, image size and low-shot setting of a recipe, or the feature file that replaces the media."
-    crop_seconds:float = 5.0 # of sound in a crop
-    face_size:int = 224 # side of a face, pixels
+    crop_seconds:Annotated[float, Field(ge=.5, le=60)] = 5.0 # of sound in a crop
+    face_size:Annotated[int, Field(ge=16, le=1024)] = 224 # side of a face, pixels
     flip:bool = True # mirror half of the training faces
-    shots:int = 0 # labelled videos of each training identity, drawn by the seed; 0 = all. Only for methods with labels
+    # labelled videos of each training identity, drawn by the seed; 0 = all. Only for methods with labels
+    shots:NonNegativeInt = 0
     # a file of cached features (under `data` in settings.ini, or a path) instead of the media; '' = the media,
     # or the vectors of a corpus that has no media
     feature_file:str = ''
@@ -37,16 +38,9 @@ class DataConfig:
     num_clusters:int = 0 # K of that k-means; 0 with the method's clusters
 
     def __post_init__(self):
-        require(self.shots >= 0, 'data', 'shots', self.shots, '0 (all) or more')
-        require(0.5 <= self.crop_seconds <= 60, 'data', 'crop_seconds', self.crop_seconds, '0.5 to 60')
-        require(16 <= self.face_size <= 1024, 'data', 'face_size', self.face_size, '16 to 1024')
-        require(self.positives in ('same_video', 'cluster', 'oracle'), 'data', 'positives', self.positives,
-                'same_video, cluster, oracle')
-        require(self.cluster_by in ('method', 'voice', 'face', 'both'), 'data', 'cluster_by', self.cluster_by,
-                'method, voice, face, both')
         by_features = self.positives == 'cluster' and self.cluster_by != 'method'
-        require(self.num_clusters >= 2 if by_features else self.num_clusters == 0, 'data', 'num_clusters',
-                self.num_clusters, '2 or more with cluster_by = voice, face, both; else 0')
+        check_field(self.num_clusters >= 2 if by_features else self.num_clusters == 0, 'num_clusters',
+                    self.num_clusters, '2 or more with cluster_by = voice, face, both; else 0')
 
 def features_path(
     name:str, # a file under `settings.data`, or a path

@@ -10,14 +10,15 @@ __all__ = ['FIELDS', 'VECTORS', 'read_vectors', 'VectorConfig', 'split_identitie
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import xxhash
+from pydantic import NonNegativeInt
 
-from ..core import MODALITIES, ConfigError, CorpusError, RunError, claim, read_table, require, rng_for, write_json
+from ..core import (MODALITIES, ConfigError, CorpusError, Fraction, RunError, Seed, check_field, claim, config,
+                          read_table, require, rng_for, write_json)
 from .features import load_features, save_features
 from .layout import SPLITS, abbreviate, normalize_name, read_metadata, readable
 from .manifest import Manifest, assert_disjoint, load_manifest, save_manifest
@@ -109,21 +110,17 @@ def read_vectors(
     return {m: found[m] for m in MODALITIES}
 
 # %% ../../nbs/01_corpus/09_vectors.ipynb #1ffd510d
-@dataclass(frozen=True)
+@config('vectors')
 class VectorConfig:
     "Options of `write_vectors`: the split of identities, and the languages that are kept."
-    train:float = .7 # share of identities to train on, where the table has no split
-    valid:float = .1 # share to validate on; the rest is the test
-    fold:int = 0 # which of the test sets of one seed
-    seed:int = 0 # of the split
+    train:Fraction = .7 # share of identities to train on, where the table has no split
+    valid:Fraction = .1 # share to validate on; the rest is the test
+    fold:NonNegativeInt = 0 # which of the test sets of one seed
+    seed:Seed = 0 # of the split
     languages:tuple[str, ...] = () # keep the rows of these languages; () = all
 
     def __post_init__(self):
-        for k in ('train', 'valid'):
-            require(0 <= getattr(self, k) <= 1, 'vectors', k, getattr(self, k), '0 to 1')
-        require(self.train + self.valid < 1 + 1e-9, 'vectors', 'train + valid', self.train + self.valid, 'at most 1')
-        require(self.fold >= 0, 'vectors', 'fold', self.fold, '0 or more')
-        require(0 <= self.seed < 2**32, 'vectors', 'seed', self.seed, '0 to 4294967295')
+        check_field(self.train + self.valid < 1 + 1e-9, 'train + valid', self.train + self.valid, 'at most 1')
 
 def split_identities(
     identities, # any order, repetitions do not matter

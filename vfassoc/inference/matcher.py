@@ -24,7 +24,6 @@ from .card import model_card
 from .index import Index
 from .packaging import ModelParts, fetch_folder, is_hub_name, push_folder, read_parts, save_parts
 from .queries import QueryError, face_crop, item_name, read_ahead, voice_windows
-from ..methods.registry import method_class, method_config
 from ..models.all_pairs import score_all
 from ..models.two_tower import VoiceFaceModel
 from ..training.recipes import Recipe
@@ -300,7 +299,7 @@ def _rebuilt(parts, name, device):
     def of(prefix): return {k.removeprefix(prefix): t for k, t in parts.tensors.items() if k.startswith(prefix)}
     try:
         recipe = parts.recipe
-        mine, scorer = method_class(recipe.method).open_inference_state(method_config(recipe.method), of('model/'))
+        mine, scorer = recipe.method.cls.open_inference_state(recipe.method.config, of('model/'))
         model, encoder = _network(recipe, mine), parts.encoder and _network(parts.encoder, of('encoder/'))
     except (RuntimeError, KeyError) as e:
         why = str(e).splitlines()[-1].strip()

@@ -7,11 +7,12 @@ __all__ = ['METHODS', 'Method', 'register_method', 'CIDConfig', 'CID']
 
 # %% ../../nbs/07_methods/01_base.ipynb #8d354c83
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from ..core import Registry, require
+from ..core import Registry, config
 from ..losses.infonce import cid_loss
 from ..models.two_tower import VoiceFaceModel
 
@@ -119,12 +120,10 @@ def register_method(
     return METHODS.register(name)
 
 # %% ../../nbs/07_methods/01_base.ipynb #31265004
-@dataclass(frozen=True)
+@config('method cid')
 class CIDConfig:
     "Configuration of CID."
-    tau:float = 0.03 # temperature of eq. (1)
-
-    def __post_init__(self): require(self.tau > 0, 'method cid', 'tau', self.tau, 'above 0')
+    tau:PositiveFloat = 0.03 # temperature of eq. (1)
 
 @register_method('cid')
 class CID(Method):

@@ -6,23 +6,21 @@
 __all__ = ['KimConfig', 'Kim', 'PINsConfig', 'PINs']
 
 # %% ../../nbs/07_methods/05_baselines.ipynb #b1ec3fe8
-from dataclasses import dataclass
+from typing import Annotated
 
-from ..core import require
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from ..core import Fraction, check_field, config
 from ..losses.contrastive import pins_hardness, pins_loss
 from ..losses.triplet import kim_loss
 from .base import Method, register_method
 from ..models.two_tower import VoiceFaceModel
 
 # %% ../../nbs/07_methods/05_baselines.ipynb #cd57fae5
-@dataclass(frozen=True)
+@config('method kim')
 class KimConfig:
     "Configuration of Kim et al. 2018."
-    margin:float|None = 0.2 # in squared distance; none: the ratio form of the loss
-
-    def __post_init__(self):
-        ok = self.margin is None or 0 < self.margin <= 4
-        require(ok, 'method kim', 'margin', self.margin, 'above 0, up to 4, or none')
+    margin:Annotated[float, Field(gt=0, le=4)]|None = 0.2 # in squared distance; none: the ratio form of the loss
 
 @register_method('kim')
 class Kim(Method):
@@ -35,18 +33,17 @@ class Kim(Method):
     def loss(self, v, f, idx): return kim_loss(v, f, self.cfg.margin), None
 
 # %% ../../nbs/07_methods/05_baselines.ipynb #7c96971a
-@dataclass(frozen=True)
+@config('method pins')
 class PINsConfig:
     "Configuration of PINs."
-    margin:float = 0.6 # in distance; negatives farther than this have no loss
-    start:float = 0.3 # hardness of the first epochs: 0 farthest, 1 nearest
-    step:float = 0.1 # increase of the hardness
-    every:int = 2 # epochs between increases
-    stop:float = 0.8 # highest hardness
+    margin:Annotated[float, Field(gt=0, le=2)] = 0.6 # in distance; negatives farther than this have no loss
+    start:Fraction = 0.3 # hardness of the first epochs: 0 farthest, 1 nearest
+    step:PositiveFloat = 0.1 # increase of the hardness
+    every:PositiveInt = 2 # epochs between increases
+    stop:Fraction = 0.8 # highest hardness
 
     def __post_init__(self):
-        require(0 < self.margin <= 2, 'method pins', 'margin', self.margin, 'above 0, up to 2')
-        pins_hardness(0, self.start, self.step, self.every, self.stop)
+        check_field(self.start <= self.stop, 'start', self.start, f'at most stop = {self.stop}')
 
 @register_method('pins')
 class PINs(Method):

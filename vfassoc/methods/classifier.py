@@ -7,30 +7,28 @@ __all__ = ['DIMNetIConfig', 'DIMNetI']
 
 # %% ../../nbs/07_methods/06_classifier.ipynb #61668e4b
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveFloat
 from torch import Tensor
 
-from ..core import ConfigError, gather_rows, require
+from ..core import ConfigError, check_field, config, gather_rows
 from ..losses.classification import identity_loss
 from .base import Method, register_method
 from ..models.two_tower import VoiceFaceModel
 
 # %% ../../nbs/07_methods/06_classifier.ipynb #f362341f
-@dataclass(frozen=True)
+@config('method dimnet-i')
 class DIMNetIConfig:
     "Configuration of DIMNet-I."
-    tau:float = 0.1 # temperature of the cosines
+    tau:PositiveFloat = 0.1 # temperature of the cosines
     shared:bool = True # one classifier for both modalities (DIMNet-I); false: one per modality, no cross-modal signal
     imprint:bool = False # start each identity's vector at the mean embedding of its first batch, for trained encoders
 
     def __post_init__(self):
-        require(self.tau > 0, 'method dimnet-i', 'tau', self.tau, 'above 0')
-        ok = self.shared or not self.imprint
-        require(ok, 'method dimnet-i', 'imprint', self.imprint, 'false when shared is false')
+        check_field(self.shared or not self.imprint, 'imprint', self.imprint, 'false when shared is false')
 
 @register_method('dimnet-i')
 class DIMNetI(Method):

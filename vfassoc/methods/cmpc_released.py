@@ -6,42 +6,30 @@
 __all__ = ['ReleasedCMPCConfig', 'ReleasedCMPC']
 
 # %% ../../nbs/07_methods/03_cmpc_released.ipynb #75e225f0
-import math
-from dataclasses import dataclass
-
 import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from ..clustering.kmeans import Clusters
 from ..clustering.memory import Memory, check_rows
-from ..core import MODALITIES, ConfigError, require, rank_and_world
+from ..core import MODALITIES, ConfigError, Fraction, config, rank_and_world
 from ..losses.released_cmpc import concentration, released_cmpc_loss, released_kmeans
 from .base import Method, register_method
+from .cmpc import Delta, NumPrototypes
 from ..models.two_tower import VoiceFaceModel
 
 # %% ../../nbs/07_methods/03_cmpc_released.ipynb #1ad60ca7
-@dataclass(frozen=True)
+@config('method cmpc-released')
 class ReleasedCMPCConfig:
     "Configuration of the released CMPC code."
-    tau:float = 0.03 # temperature of the instance contrast
-    num_prototypes:tuple[int, ...] = (500, 1000, 1500) # K_r
-    momentum:float = 0.5 # of the memories
-    cid_samples:int = 300_000 # samples with CID alone
-    cluster_every:int = 282 # batches between clusterings
-    delta:float = -1. # δ of CMPC: threshold of the weights
-    kappa:float = 0.1 # softness of the weights
+    tau:PositiveFloat = 0.03 # temperature of the instance contrast
+    num_prototypes:NumPrototypes = (500, 1000, 1500) # K_r
+    momentum:Fraction = 0.5 # of the memories
+    cid_samples:NonNegativeInt = 300_000 # samples with CID alone
+    cluster_every:PositiveInt = 282 # batches between clusterings
+    delta:Delta = -1. # δ of CMPC: threshold of the weights
+    kappa:PositiveFloat = 0.1 # softness of the weights
     seed:int = 0 # of the memories' random start
-
-    def __post_init__(self):
-        def ok(name, x, allowed): require(x, 'method cmpc-released', name, getattr(self, name), allowed)
-        ok('tau', self.tau > 0, 'above 0')
-        ks = self.num_prototypes
-        ok('num_prototypes', len(ks) >= 1 and all(k >= 2 for k in ks), 'one or more numbers from 2')
-        ok('momentum', 0 <= self.momentum <= 1, '0 to 1')
-        ok('cid_samples', self.cid_samples >= 0, '0 or more')
-        ok('cluster_every', self.cluster_every >= 1, '1 or more')
-        ok('delta', -3 <= self.delta <= 3, '-3 to 3 (standard deviations)')
-        ok('kappa', 0 < self.kappa < math.inf, 'above 0')
 
 @register_method('cmpc-released')
 class ReleasedCMPC(Method):

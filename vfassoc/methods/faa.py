@@ -8,13 +8,13 @@ __all__ = ['LOSSES', 'register_loss', 'FAAConfig', 'FAA']
 # %% ../../nbs/07_methods/07_faa.ipynb #a08db41f
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from ..clustering.pseudo_labels import Schedule, pseudo_labels
-from ..core import ConfigError, Registry, RunError, require, rank_and_world
+from ..core import ConfigError, Registry, RunError, config, rank_and_world
 from ..losses.contrastive import supervised_contrastive
 from ..losses.matching import gumbel_noise, match_rows
 from ..losses.multi_similarity import multi_similarity_loss
@@ -45,37 +45,27 @@ def _multi_similarity(v, f, y, cfg):
 def _contrastive(v, f, y, cfg): return supervised_contrastive(v, f, y, cfg.margin)
 
 # %% ../../nbs/07_methods/07_faa.ipynb #969c1663
-@dataclass(frozen=True)
+@config('method faa')
 class FAAConfig:
     "Configuration of FAA (§4.2 of the paper), its ablation and Self-Lifting."
     alignment_loss:str = 'multi-similarity' # multi-similarity, contrastive, or package.module:name
-    alpha:float = 2. # α of multi-similarity: scale of the positives
-    beta:float = 40. # β of multi-similarity: scale of the negatives
+    alpha:PositiveFloat = 2. # α of multi-similarity: scale of the positives
+    beta:PositiveFloat = 40. # β of multi-similarity: scale of the negatives
     lam:float = 1. # λ of multi-similarity: similarity at which both are centered
-    eps:float|None = .1 # ε of its miner; null: no miner
-    margin:float = .6 # of the contrastive loss
+    eps:Annotated[float, Field(ge=0, le=2)]|None = .1 # ε of its miner; null: no miner
+    margin:Annotated[float, Field(gt=0, le=2)] = .6 # of the contrastive loss
     use_fusion:bool = True # train the fusion transformer
     fusion:FusionConfig = FusionConfig() # its size
-    delta:float = .9 # δ of FAA, eq. (6): weight of the alignment loss
+    delta:Annotated[float, Field(gt=0, lt=1)] = .9 # δ of FAA, eq. (6): weight of the alignment loss
     clustering:Literal['progressive', 'fixed'] = 'progressive' # of pseudo-labels
-    n_clusters:int = 1000 # C if fixed
-    min_clusters:int = 500 # lowest progressive C
-    patience:int = 3 # epochs without a better validation score before C is halved
+    n_clusters:Annotated[int, Field(ge=2)] = 1000 # C if fixed
+    min_clusters:Annotated[int, Field(ge=2)] = 500 # lowest progressive C
+    patience:PositiveInt = 3 # epochs without a better validation score before C is halved
     negative_mining:Literal['hardest', 'sampled', 'random'] = 'hardest' # of the matching loss
-    temperature:float = 1. # of `sampled`
+    temperature:PositiveFloat = 1. # of `sampled`
     seed:int = 0 # of k-means++ and of drawn negatives
 
-    def __post_init__(self):
-        def ok(name, x, allowed): require(x, 'method faa', name, getattr(self, name), allowed)
-        LOSSES.find(self.alignment_loss, 'method faa: alignment_loss')
-        for k in ('alpha', 'beta', 'temperature'): ok(k, getattr(self, k) > 0, 'above 0')
-        ok('eps', self.eps is None or 0 <= self.eps <= 2, '0 to 2, or null')
-        ok('margin', 0 < self.margin <= 2, 'above 0, up to 2')
-        ok('delta', 0 < self.delta < 1, 'between 0 and 1')
-        ok('clustering', self.clustering in ('progressive', 'fixed'), 'progressive, fixed')
-        for k in ('n_clusters', 'min_clusters'): ok(k, getattr(self, k) >= 2, '2 or more: one cluster has no negative')
-        ok('patience', self.patience >= 1, '1 or more epochs')
-        ok('negative_mining', self.negative_mining in ('hardest', 'sampled', 'random'), 'hardest, sampled, random')
+    def __post_init__(self): LOSSES.find(self.alignment_loss, 'method faa: alignment_loss')
 
 # %% ../../nbs/07_methods/07_faa.ipynb #0c28bd92
 @register_method('faa')

@@ -19,7 +19,7 @@ from ..corpus.dataset import DistributedBatchSampler, PairDataset
 from ..corpus.features import FeaturePairs
 from ..corpus.source import DataConfig
 from .base import Method
-from .registry import method_class, method_config
+from .registry import ChosenMethod, choose_method
 
 # %% ../../nbs/07_methods/09_positives.ipynb #256b30b5
 def other_videos(
@@ -93,12 +93,13 @@ class Positives:
 
 def check_positives(
     data:DataConfig, # of a recipe
-    method:dict, # of the recipe
+    method:dict|ChosenMethod, # of the recipe
     where:str, # start of an error message
 ):
     "Check that a method can learn from the positives of a recipe. Raises `ConfigError`."
     if data.positives == 'same_video': return
-    cls, cfg, name = method_class(method), method_config(method), method['name']
+    chosen = choose_method(method)
+    cls, cfg, name = chosen.cls, chosen.config, chosen.name
     require(not (why := cls.one_video(cfg)), where, 'data.positives', data.positives,
             f'same_video for method {name} ({why})')
     if data.positives == 'oracle': return

@@ -6,31 +6,27 @@
 __all__ = ['FusionConfig', 'FusionEncoder']
 
 # %% ../../nbs/04_models/06_fusion.ipynb #445ba9df
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from ..core import require
+from ..core import check_field, config
 
 # %% ../../nbs/04_models/06_fusion.ipynb #5dd2135f
-@dataclass(frozen=True)
+@config('fusion')
 class FusionConfig:
     "Size of FAA's fusion transformer."
-    dim:int = 256 # of the embeddings and of the tokens
-    layers:int = 4
-    heads:int = 4
-    inner:int = 1024 # width inside a layer's feed-forward part
-    dropout:float = 0.1 # in training
+    dim:PositiveInt = 256 # of the embeddings and of the tokens
+    layers:PositiveInt = 4
+    heads:PositiveInt = 4
+    inner:PositiveInt = 1024 # width inside a layer's feed-forward part
+    dropout:Annotated[float, Field(ge=0, lt=1)] = 0.1 # in training
     pool:Literal['mean', 'cls'] = 'mean' # of the output tokens
 
     def __post_init__(self):
-        for k in ('dim', 'layers', 'heads', 'inner'):
-            require(getattr(self, k) >= 1, 'fusion', k, getattr(self, k), '1 or more')
-        require(self.dim % self.heads == 0, 'fusion', 'heads', self.heads, f'a divisor of dim = {self.dim}')
-        require(0 <= self.dropout < 1, 'fusion', 'dropout', self.dropout, '0 to below 1')
-        require(self.pool in ('mean', 'cls'), 'fusion', 'pool', self.pool, 'mean, cls')
+        check_field(self.dim % self.heads == 0, 'heads', self.heads, f'a divisor of dim = {self.dim}')
 
 class FusionEncoder(nn.Module):
     "Fusion transformer of FAA §3.2.2 over a face token and a voice token."

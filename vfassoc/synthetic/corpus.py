@@ -13,19 +13,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import soundfile
 from PIL import Image
+from pydantic import Field
 from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
 
-from ..core import (CorpusError, RunError, atomic_path, claim, from_dict, occupied, progress, read_json,
-                          read_table, require, rng_for, write_json)
+from ..core import (CorpusError, Fraction, RunError, Seed, atomic_path, check_field, claim, config, from_dict,
+                          occupied, progress, read_json, read_table, require, rng_for, write_json)
 from .face import (FACE, draw_pose, draw_scene, face_of, session_camera, session_face, session_pose,
                                     session_scene)
 from .population import (FACE_CUES, FACTORS, GENDERS, NATIONS, SESSION, SHIFTS, VOICE_CUES, Oracle,
@@ -38,42 +40,35 @@ from .voice import (FS, VOICE, background_noise, draw_room, record, session_room
 GENERATOR = 1 # increased whenever the same configuration gives other bytes
 DEVIATES = ('offscreen', 'noise', 'occluded', 'turned')
 
-@dataclass(frozen=True)
+@config('synthetic corpus')
 class SynthConfig:
     "Parameters that determine the bytes of a synthetic corpus; `ConfigError` on values out of range."
-    identities:int = 200 # people
-    videos_per_identity:int = 4 # more videos give more false negatives
-    clips:int = 1 # wav files in a video
-    seconds:float = 3. # length of a clip
-    frames:int = 3 # jpg files in a video
-    size:int = 112 # side of a face crop, pixels
-    coupling:float = .75 # correlation of voice side and face side of each identity factor, given gender
-    variation:float = 1. # how much a voice and a face change from video to video, each on its own
-    session:float = 0. # strength of what voice and face of one video share without its being the person
-    session_coupling:float = 1. # correlation of voice side and face side of each session factor
-    offscreen:float = .04 # share of videos in which another person speaks
-    buried:float = .04 # share in which music or babble masks the voice
-    occluded:float = .04 # share in which an object covers the face
-    turned:float = .04 # share in which the face is turned away
-    noise:float = 1. # background noise of microphones and cameras; 0 is a studio
-    train:float = .7 # share of identities to train on
-    valid:float = .1 # share to validate on; the rest is the test
-    seed:int = 0
+    identities:Annotated[int, Field(ge=1, le=90_000)] = 200 # people
+    videos_per_identity:Annotated[int, Field(ge=1, le=10_000)] = 4 # more videos give more false negatives
+    clips:Annotated[int, Field(ge=1, le=1000)] = 1 # wav files in a video
+    seconds:Annotated[float, Field(ge=.5, le=600)] = 3. # length of a clip
+    frames:Annotated[int, Field(ge=1, le=1000)] = 3 # jpg files in a video
+    size:Annotated[int, Field(ge=16, le=1024)] = 112 # side of a face crop, pixels
+    coupling:Fraction = .75 # correlation of voice side and face side of each identity factor, given gender
+    # how much a voice and a face change from video to video, each on its own
+    variation:Annotated[float, Field(ge=0, le=10)] = 1.
+    # strength of what voice and face of one video share without its being the person
+    session:Annotated[float, Field(ge=0, le=10)] = 0.
+    session_coupling:Fraction = 1. # correlation of voice side and face side of each session factor
+    offscreen:Fraction = .04 # share of videos in which another person speaks
+    buried:Fraction = .04 # share in which music or babble masks the voice
+    occluded:Fraction = .04 # share in which an object covers the face
+    turned:Fraction = .04 # share in which the face is turned away
+    noise:Annotated[float, Field(ge=0, le=100)] = 1. # background noise of microphones and cameras; 0 is a studio
+    train:Fraction = .7 # share of identities to train on
+    valid:Fraction = .1 # share to validate on; the rest is the test
+    seed:Seed = 0
 
     def __post_init__(self):
-        low = dict(identities=1, videos_per_identity=1, clips=1, frames=1, size=16, seconds=.5)
-        high = dict(identities=90000, videos_per_identity=10000, clips=1000, frames=1000, size=1024, seconds=600,
-                    variation=10, session=10, noise=100, seed=2**32 - 1)
-        for f in fields(self):
-            x, a, b = getattr(self, f.name), low.get(f.name, 0), high.get(f.name, 1)
-            kinds, what = ((int, float), 'a number') if f.type is float else (int, 'a whole number')
-            good = isinstance(x, kinds) and not isinstance(x, bool) and a <= x <= b
-            require(good, 'synthetic corpus', f.name, x, f'{what} from {a} to {b}')
         share = self.offscreen + self.buried + self.occluded + self.turned
-        require(share <= 1 + 1e-9, 'synthetic corpus', 'offscreen + buried + occluded + turned', share,
-                'at most 1, since a video has one kind')
-        require(self.train + self.valid <= 1 + 1e-9, 'synthetic corpus', 'train + valid', self.train + self.valid,
-                'at most 1')
+        check_field(share <= 1 + 1e-9, 'offscreen + buried + occluded + turned', share,
+                    'at most 1, since a video has one kind')
+        check_field(self.train + self.valid <= 1 + 1e-9, 'train + valid', self.train + self.valid, 'at most 1')
 
 # %% ../../nbs/03_synthetic/05_corpus.ipynb #bde05f78
 FIRST_NAMES = {'f': ('Ada Alma Amina Beatrice Carla Chiara Clara Deepa Elena Fiona Grace Hana Ifeoma Ines Jisoo '

@@ -7,12 +7,13 @@ __all__ = ['EncoderOptions', 'find_encoder', 'cache_features', 'make_features']
 
 # %% ../../nbs/08_training/07_extract.ipynb #299b13b2
 import hashlib, json, os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from ..core import ConfigError, RunError, Settings, claims, from_dict, progress, write_json
+from ..core import ConfigError, RunError, Settings, claims, config, from_dict, progress, write_json
 from ..corpus.features import save_features
 from ..corpus.source import DataConfig, Source, features_path
 from ..integrity import check_room, new_array, old_array
@@ -22,20 +23,18 @@ from ..synthetic.corpus import synthetic_seed
 from .run import load_run, open_corpus, run_path
 
 # %% ../../nbs/08_training/07_extract.ipynb #9544c005
-@dataclass(frozen=True)
+@config('features')
 class EncoderOptions:
     "Settings of FAA's pretrained encoders; a run has its own."
     voice_weights:str = '' # a path or a published name
     face_weights:str = '' # a path or a published name
-    seconds:float = 5. # of audio in a crop
-    size:int = 112 # side of a face, pixels
-
-    def __post_init__(self): self.data
+    seconds:Annotated[float, Field(ge=.5, le=60)] = 5. # of audio in a crop
+    size:Annotated[int, Field(ge=16, le=1024)] = 112 # side of a face, pixels
 
     @property
     def data(self) -> DataConfig:
-        "Return crops and sizes. Raises `ConfigError`."
-        return from_dict(DataConfig, dict(crop_seconds=self.seconds, face_size=self.size), 'features')
+        "Return crops and sizes."
+        return DataConfig(crop_seconds=self.seconds, face_size=self.size)
 
 def find_encoder(
     name:str, # a run, or 'faa': the pretrained pair

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..core import require
-from ..methods.registry import build_method, method_config
+from ..methods.registry import build_method
 from ..models.two_tower import VoiceFaceModel
 from .recipes import Recipe
 
@@ -61,7 +61,7 @@ def cost(
     with torch.no_grad():
         one = [operations(lambda: f(x))/b for f, x in ((model.encode_voice, voice), (model.encode_face, face))]
     epochs = -(-recipe.train.total_samples//corpus.videos)
-    means = method.clustering_flops(method_config(recipe.method), corpus.videos, m.dim, iterations)
+    means = method.clustering_flops(recipe.method.config, corpus.videos, m.dim, iterations)
     embed = corpus.clips*one[0] + corpus.faces*one[1] if method.embeds_training_set else 0.
     total = recipe.train.total_samples*pair + epochs*(means + embed)
     n = sum(p.numel() for p in method.parameters())

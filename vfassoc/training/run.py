@@ -6,7 +6,7 @@
 __all__ = ['corpus_path', 'run_path', 'open_corpus', 'asked_recipe', 'same_features', 'weights_hash', 'train', 'Run', 'load_run']
 
 # %% ../../nbs/08_training/06_run.ipynb #7780f6e5
-import hashlib, json, os, sys
+import hashlib, os, sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ..corpus.packed import is_packed, load_pack
 from ..corpus.source import Source
 from ..corpus.vectors import is_vectors, load_vectors
 from ..methods.positives import Positives
-from ..methods.registry import build_method, method_class, method_config
+from ..methods.registry import build_method
 from ..models.embedding import open_source, pool_videos
 from ..models.two_tower import VoiceFaceModel
 from ..synthetic.corpus import synthetic_seed
@@ -36,7 +36,7 @@ def corpus_path(
     corpus:str, # a folder's name under `settings.data`, or a path
     settings:Settings, # where corpora are
 ) -> Path:
-    "Where a corpus is."
+    "Return the folder of a corpus."
     p = user_path(corpus, 'corpus')
     return p if p.is_absolute() or os.path.isdir(p) else settings.data/p
 
@@ -44,7 +44,7 @@ def run_path(
     run:str|Path, # a run's name under `settings.runs`, or a path
     settings:Settings, # where runs are
 ) -> Path:
-    "Where a run is."
+    "Return the folder of a run."
     p = user_path(run, 'run')
     def there(q):
         return any(os.path.isfile(q/name) for name in ('config.json', 'grid.json'))
@@ -54,41 +54,45 @@ def run_path(
 def open_corpus(
     corpus:str, # a folder's name under `settings.data`, or a path
     settings:Settings, # data, workers
-    check:str='quick', # how hard files are looked at when the corpus is scanned
+    check:str='quick', # of files when the corpus is scanned: quick, full
     shared:str|None=None, # keep or exclude videos that are under two identities; None: as last time, at first exclude
 ) -> Manifest:
-    "The manifest of a corpus, from the cache or by a scan; its splits are disjoint in identities, or `CorpusError`."
+    "Return the manifest of a corpus, from the cache or by a scan. Raises `CorpusError` if splits share identities."
     root = corpus_path(corpus, settings)
     with readable(root): packed, vectors = is_packed(root), is_vectors(root)
     if packed:
         if check != 'quick' or shared:
-            raise ConfigError(f'{root}: is packed; what was checked and kept was decided for the tree it came from: '
-                              'prepare that, and pack it again')
+            raise ConfigError(f'{root}: is packed, --check and --shared do not apply; run `vfassoc index` on the '
+                              'source folder, then pack again')
         m = load_pack(root)
     elif vectors: m = load_vectors(root)
     else: m = load_or_scan(root, settings.data/'.cache', settings.workers, check, shared)
     assert_disjoint(m)
     return m
 
+# %% ../../nbs/08_training/06_run.ipynb #9be2d470
+def _settings(recipe:Recipe) -> dict:
+    "Every field of a recipe by its dotted key, also those that were not set."
+    def flat(d, prefix=''):
+        for k,v in d.items():
+            if isinstance(v, dict): yield from flat(v, f'{prefix}{k}.')
+            else: yield prefix + k, v
+    return dict(flat({**to_dict(recipe), 'method': recipe.method.settings()}))
+
 def _check_same_config(run:RunFolder, recipe:Recipe):
-    "See that config.json, if there is one, says the same; returns what it is to say."
-    mine = json.loads(json.dumps(to_dict(recipe)))
+    "Raise `RunError` if the folder holds something else than a run of this recipe."
     try: there = run.config.exists()
     except OSError as e:
         raise RunError(f'{run.path}: cannot be read ({e.strerror or e}); check who may read it') from None
     if not there:
         if found := occupied(run.path):
             raise RunError(f'{run.path}: holds no run, and is not empty ({found[0]}); choose another run folder')
-        return mine
-    old = json.loads(json.dumps(to_dict(stored_recipe(run.config))))
-    def flat(d, p=''):
-        return {q: x for k,v in d.items() for q,x in (flat(v, f'{p}{k}.') if isinstance(v, dict)
-                                                      else {p + k: v}).items()}
-    a, b = flat(old), flat(mine)
-    if diff := [k for k in b if a.get(k) != b[k]]:
-        raise RunError(f'{run.path}: holds a run with {diff[0]} = {a.get(diff[0])!r}, asked for {b[diff[0]]!r}; '
+        return
+    old, new = _settings(stored_recipe(run.config)), _settings(recipe)
+    if different := [k for k in new if old.get(k) != new[k]]:
+        k = different[0]
+        raise RunError(f'{run.path}: holds a run with {k} = {old.get(k)!r}, asked for {new[k]!r}; '
                        'choose another run folder (--run NAME), or delete this one')
-    return mine
 
 def asked_recipe(
     name:str|Path, # a key of RECIPES, or a JSON file
@@ -96,41 +100,68 @@ def asked_recipe(
     changes:dict|None=None, # dotted keys and values
     settings:Settings=Settings(), # the seed of a new run
 ) -> Recipe: # checked
-    "The recipe of the run that a folder holds, if nothing else is asked for (no changes); else the recipe by name, with changes."
+    "Return the recipe of the run in a folder if there are no changes; else the recipe by name, with the changes."
     if not changes and os.path.isfile(config := Path(path)/'config.json'):
         return stored_recipe(config)
     return load_recipe(name, {'train.seed': settings.seed, **(changes or {})})
 
 def same_features(
     run:RunFolder, # a run, maybe a new one
-    source:Source, # what it is to be fed with
+    source:Source, # what the run is to be trained on
 ):
-    "`RunError` if a run learnt from other features than those that lie under the same name now."
-    old = read_table(run.provenance,
-                     features=dict).get('features', {}).get('sha256') if run.provenance.exists() else None
+    "Raise `RunError` if a run was trained on other features than the file of that name holds now."
+    stamp = read_table(run.provenance, features=dict) if run.provenance.exists() else {}
+    old = stamp.get('features', {}).get('sha256')
     if source.features and old and old != source.features.digest:
-        raise RunError(f'{run.path}: learnt from other features than {source.features.path} holds now; bring the old '
-                       'file back, or delete this run')
+        raise RunError(f'{run.path}: was trained on other features than {source.features.path} holds now; restore the '
+                       'old file, or delete this run')
 
 def weights_hash(
     path:str|Path, # a run's folder
 ) -> str|None: # sha256 of its best checkpoint; None if there is none
-    "Which weights a run has, to be told from later ones."
+    "Return the hash of a run's weights, which tells them from later ones."
     best = Path(path)/'checkpoints'/'best.safetensors'
     return hashlib.sha256(best.read_bytes()).hexdigest() if best.is_file() else None
 
+# %% ../../nbs/08_training/06_run.ipynb #e64b90fd
 def _start(recipe:Recipe, model:VoiceFaceModel, settings:Settings) -> set[str]:
-    "Put the towers of the run that `recipe.init_from` names into `model`; returns the identities it has seen."
+    "Copy the encoders of the run `recipe.init_from` into `model`; return the identities they were trained on."
     if not recipe.init_from: return set()
     path = run_path(recipe.init_from, settings)
     old = load_run(path)
     def width(m):
         return (m.encoder, m.dim, *((m.voice_dim, m.face_dim) if m.spec.cached else ()))
     if (a := width(old.recipe.model)) != (b := width(recipe.model)):
-        raise RunError(f'{path}: has {a[0]} towers of {a[1]} dimensions, the recipe {recipe.name} {b[0]} of {b[1]}; '
+        raise RunError(f'{path}: has {a[0]} encoders of {a[1]} dimensions, recipe {recipe.name} has {b[0]} of {b[1]}; '
                        'start from a run of the same model')
     model.load_state_dict({k: t for k,t in old.model.state_dict().items() if k in model.state_dict()}, strict=False)
     return set(old.identities)
+
+def _validation(source:Source, who:np.ndarray):
+    "Return a function method -> validation AUC; checkpoints are chosen by it. Raises `CorpusError`."
+    if len(set(who)) < 2:
+        raise CorpusError(f'{source.manifest.root}: {len(set(who))} validation identities, whose AUC picks '
+                          'checkpoints; mark two or more identities with 2 in identity_splits.txt')
+    data = source.pairs('valid', augment=False)
+    plan = [[(0, int(i)) for i in part] for part in np.array_split(np.arange(len(data)), -(-len(data)//64))]
+    return lambda method: valid_auc(method, source.batches(data, plan), who)
+
+def _open_run_folder(run:RunFolder, recipe:Recipe, source:Source):
+    "Write what a new run records before its first step."
+    if not run.config.exists(): write_json(run.config, to_dict(recipe))
+    if source.features:
+        about = {k: x for k,x in source.features.about.items() if k != 'identities'}
+        run.stamp(features={'path': str(source.features.path), 'sha256': source.features.digest, **about})
+    for k in ('voice', 'face'):
+        if recipe.model.spec.pretrained and not getattr(recipe.model, f'{k}_weights'):
+            print(f'{k} encoder: no weights given (model.{k}_weights), trained from scratch', file=sys.stderr)
+
+def _record(run:RunFolder, recipe:Recipe, settings:Settings, result:FitResult, **more):
+    "Add to the run's provenance how its training went."
+    if recipe.init_from: run.stamp(start_sha256=weights_hash(run_path(recipe.init_from, settings)))
+    if recipe.uses_labels: run.stamp(uses_labels=True)
+    run.stamp(seed=recipe.train.seed, corpus=str(corpus_path(recipe.corpus, settings)),
+              train_seconds=round(result.state.seconds, 1), finished=result.finished, ended=result.reason, **more)
 
 @claims('path')
 def train(
@@ -142,59 +173,38 @@ def train(
     "Train a recipe into a run folder. Raises `CorpusError`, `ConfigError`, `RunError`."
     run, cfg = RunFolder(Path(path)), recipe.train
     acc = make_accelerator(run, cfg.mixed_precision, cpu=settings.torch_device.type == 'cpu')
-    with acc.main_process_first(): m = open_corpus(recipe.corpus, settings)
-    config = _check_same_config(run, recipe)
+    rank, world = acc.process_index, acc.num_processes
+    with acc.main_process_first(): corpus = open_corpus(recipe.corpus, settings)
+    _check_same_config(run, recipe)
     seed_everything(cfg.seed)
-    who = m.videos('valid').identity.to_numpy()
-    if len(set(who)) < 2:
-        raise CorpusError(f'{m.root}: {len(set(who))} validation identities; checkpoints are chosen by AUC on them: '
-                          'mark two or more identities with 2 in identity_splits.txt')
-    source = open_source(m, recipe.data, recipe.model, settings)
+    source = open_source(corpus, recipe.data, recipe.model, settings)
     same_features(run, source)
-    data = source.pairs('train', cfg.seed, True, recipe.data.shots), source.pairs('valid', augment=False)
-    n, n_valid = map(len, data)
+    who = corpus.videos('valid').identity.to_numpy()
+    validate, data = _validation(source, who), source.pairs('train', cfg.seed, True, recipe.data.shots)
     model = VoiceFaceModel(recipe.model)
     seen = _start(recipe, model, settings)
-    method = build_method(recipe.method, model, n, m.hash, data[0].videos.identity)
-    positives = Positives(recipe.data, cfg.seed, method, data[0])
-    rank, world = acc.process_index, acc.num_processes
+    method = build_method(recipe.method, model, len(data), corpus.hash, data.videos.identity)
+    positives = Positives(recipe.data, cfg.seed, method, data)
+    if method.embeds_training_set:
+        method.embed_training_set = lambda: pool_videos(source, method.model, 'train', (rank, world))
     if cfg.batch_size % world:
         raise ConfigError(f'recipe: train.batch_size = {cfg.batch_size} does not split over {world} processes')
     acc.wait_for_everyone()
-    if acc.is_main_process:
-        if not run.config.exists():
-            write_json(run.config, config) # only now: a recipe that cannot be trained leaves no run
-        if source.features:
-            run.stamp(features={'path': str(source.features.path), 'sha256': source.features.digest,
-                                **{k: x for k,x in source.features.about.items() if k != 'identities'}})
-        for k in ('voice', 'face'):
-            if recipe.model.spec.pretrained and not getattr(recipe.model, f'{k}_weights'):
-                print(f'{k} encoder: no weights given (model.{k}_weights), trained from scratch', file=sys.stderr)
-
+    if acc.is_main_process: _open_run_folder(run, recipe, source)
     def batches(epoch, start):
-        plan = DistributedBatchSampler(n, cfg.batch_size, cfg.seed, epoch, start, rank, world)
-        return source.batches(data[0], positives.plan(plan, epoch))
-
-    plan = [[(0, int(i)) for i in part] for part in np.array_split(np.arange(n_valid), -(-n_valid//64))]
-    if method.embeds_training_set:
-        method.embed_training_set = lambda: pool_videos(source, method.model, 'train', (rank, world))
-    def validate(method):
-        return valid_auc(method, source.batches(data[1], plan), who)
-    about = dict(recipe=to_dict(recipe), corpus_hash=m.hash, drawn=synthetic_seed(m.root),
-                 identities=sorted({*m.videos('train').identity, *who, *seen, *source.pretraining_identities}))
-    result = fit(method, batches, n//cfg.batch_size, cfg, run, validate, about, acc, quiet)
+        plan = DistributedBatchSampler(len(data), cfg.batch_size, cfg.seed, epoch, start, rank, world)
+        return source.batches(data, positives.plan(plan, epoch))
+    about = dict(recipe=to_dict(recipe), corpus_hash=corpus.hash, drawn=synthetic_seed(corpus.root),
+                 identities=sorted({*corpus.videos('train').identity, *who, *seen, *source.pretraining_identities}))
+    result = fit(method, batches, len(data)//cfg.batch_size, cfg, run, validate, about, acc, quiet)
     if acc.is_main_process:
-        if recipe.init_from: run.stamp(start_sha256=weights_hash(run_path(recipe.init_from, settings)))
-        if recipe.uses_labels: run.stamp(uses_labels=True)
-        run.stamp(seed=cfg.seed, corpus=str(corpus_path(recipe.corpus, settings)), corpus_hash=m.hash,
-                  train_seconds=round(result.state.seconds, 1),
-                  device=str(acc.device), processes=world, finished=result.finished, ended=result.reason)
+        _record(run, recipe, settings, result, corpus_hash=corpus.hash, device=str(acc.device), processes=world)
     return result
 
 # %% ../../nbs/08_training/06_run.ipynb #5d9c126b
 @dataclass(frozen=True, eq=False)
 class Run:
-    "A trained run, opened once: what it is, and what it scores with."
+    "A trained run, opened once: recipe, model and scorer."
     folder:RunFolder # its paths
     recipe:Recipe # what was trained
     model:VoiceFaceModel # of the best checkpoint, in eval mode
@@ -207,7 +217,7 @@ class Run:
 
     @property
     def identities(self) -> frozenset:
-        "Whom the model has seen, in training or in choosing the checkpoint."
+        "The identities that the model was trained on, or whose AUC chose the checkpoint."
         return frozenset(self.about['identities'])
 
     def stamp(self, **extra):
@@ -226,16 +236,17 @@ def load_run(
     path:str|Path, # a run's folder
     device:torch.device|str='cpu', # where to put the model
 ) -> Run:
-    """Open a run: config.json and the best checkpoint are read once. `RunError` if one is missing or they do not fit each other.
+    """Open a run: read config.json and the best checkpoint. Raises `RunError` if one is missing or they do not fit.
 
-    A config.json that names a method or an encoder as `package.module:Name` imports that module: trust such a folder as you trust its code."""
+    A config.json that names a method or an encoder as `package.module:Name` imports that module: trust such a folder
+    as you trust its code."""
     folder = open_run(path)
     recipe = stored_recipe(folder.config)
     tensors, about = load_tensors(best := folder.checkpoints/'best.safetensors')
     _check_about(best, about)
     model = VoiceFaceModel(replace(recipe.model, voice_weights='', face_weights=''))
     try:
-        mine, scorer = method_class(recipe.method).open_inference_state(method_config(recipe.method), tensors)
+        mine, scorer = recipe.method.cls.open_inference_state(recipe.method.config, tensors)
         model.load_state_dict(mine)
     except RuntimeError as e:
         raise RunError(f'{folder.path}: best.safetensors does not fit config.json ({str(e).splitlines()[-1].strip()}); '

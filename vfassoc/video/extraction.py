@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from ..core import require
+from ..core import check_field, config
 from ..corpus.audio import SAMPLE_RATE
 from .decode import Frame, MediaError, probe_media, read_frames, read_sound
 from .detection import FaceDetector, find_faces
@@ -26,7 +26,7 @@ from .speech import FRAME, Segment, SpeechDetector, speech_segments
 from .tracking import Quality, Tracker, crop_face, face_quality
 
 # %% ../../nbs/02_video/05_extraction.ipynb #678c2bc5
-@dataclass(frozen=True)
+@config('ingest')
 class ExtractConfig:
     "What is kept of a video."
     several:Literal['drop', 'keep-largest']='drop' # segments in which several faces are visible
@@ -47,9 +47,8 @@ class ExtractConfig:
                       size=(16, 1024), least_face=(0, 10_000), sharpness=(0, 1e6), yaw=(0, 90), gaps=(0, .9),
                       threshold=(.1, 1))
         for name, (low, high) in limits.items():
-            require(low <= getattr(self, name) <= high, 'ingest', name, getattr(self, name), f'{low} to {high}')
-        require(self.longest >= 2*self.shortest, 'ingest', 'longest', self.longest, 'at least twice `shortest`')
-        require(self.several in ('drop', 'keep-largest'), 'ingest', 'several', self.several, 'drop, keep-largest')
+            check_field(low <= getattr(self, name) <= high, name, getattr(self, name), f'{low} to {high}')
+        check_field(self.longest >= 2*self.shortest, 'longest', self.longest, 'at least twice `shortest`')
 
 @cache
 def _networks(threshold:float) -> tuple[FaceDetector, SpeechDetector]: # once per process

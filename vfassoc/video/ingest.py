@@ -10,7 +10,6 @@ __all__ = ['Source', 'find_sources', 'read_identity_table', 'split_identities', 
 import contextlib, dataclasses, hashlib, os, re, shutil, time, unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,8 +20,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..core import (CorpusError, atomic_path, claim, claims, occupied, printable, progress, read_table, require,
-                          rng_for, write_json)
+from ..core import (CorpusError, Fraction, Seed, atomic_path, check_field, claim, claims, config, occupied,
+                          printable, progress, read_table, rng_for, write_json)
 from ..corpus.layout import MEDIA, readable
 from .conversion import convert_picture, convert_sound, extract_photo, extract_recording
 from .decode import MediaError
@@ -126,21 +125,17 @@ def split_identities(
     return {k: 'valid' if i < n_valid else 'test' if i < n_valid + n_test else 'train' for i, k in enumerate(order)}
 
 # %% ../../nbs/02_video/07_ingest.ipynb #961002c0
-@dataclass(frozen=True)
+@config('ingest')
 class IngestConfig:
     "How files become a corpus."
     extract:ExtractConfig=ExtractConfig()
     identity:Literal['none', 'folder', 'file', 'table']='none' # whose file it is
-    valid:float=.1 # share of identities to validate on
-    test:float=.2 # share to test on; without identities nobody is tested on
-    seed:int=0 # of the splits
+    valid:Fraction=.1 # share of identities to validate on
+    test:Fraction=.2 # share to test on; without identities nobody is tested on
+    seed:Seed=0 # of the splits
 
     def __post_init__(self):
-        require(self.identity in ('none', 'folder', 'file', 'table'), 'ingest', 'identity', self.identity,
-                'none, folder, file, or a csv file')
-        require(0 <= self.valid < 1 and 0 <= self.test < 1 and self.valid + self.test < 1, 'ingest', 'valid + test',
-                self.valid + self.test, 'below 1')
-        require(0 <= self.seed < 2**32, 'ingest', 'seed', self.seed, '0 to 4294967295')
+        check_field(self.valid + self.test < 1, 'valid + test', self.valid + self.test, 'below 1')
 
 _EXTRACT = {'video': extract_video, 'audio': extract_recording, 'image': extract_photo}
 
