@@ -23,13 +23,14 @@ from .tables import KEY
 
 # %% ../../nbs/10_experiments/04_comparison.ipynb #ae234eb3
 COLUMNS = ['method', *KEY, 'value', 'low', 'high', 'seeds', 'each', 'verdict']
-SEEDS = 3 # the least number of seeds that a verdict rests on
+SEEDS = 3 # the least number of seeds for a verdict
 
 def paired_differences(
     scores:pd.DataFrame, # from `tables.read_scores`
-    baseline:str, # the method all others are compared with
+    baseline:str, # the method that all others are compared with
 ) -> pd.DataFrame: # a row per other method and score, with COLUMNS: fractions; `each`: the differences by seed
     """Average the differences to `baseline` over the training seeds that both have, with a t interval.
+
     NaN where they share no seed. Raises `RunError` if the baseline has no scores."""
     if baseline not in set(scores.method):
         there = ', '.join(dict.fromkeys(scores.method))
@@ -51,16 +52,16 @@ def verdict(
     value:float, # mean difference
     low:float, # of its interval; NaN for a single seed
     high:float, # of its interval
-    seeds:int, # how many differences it is of
-) -> str: # better, worse, no difference seen; cannot say, with the number of seeds that are too few
-    "What an interval of a difference allows to say."
-    if seeds < SEEDS or not np.isfinite([low, high]).all(): return f'cannot say ({SEEDS} seeds or more would)'
+    seeds:int, # number of differences
+) -> str: # better, worse, no difference seen; undecided, with the number of seeds needed
+    "Turn the interval of a difference into a verdict."
+    if seeds < SEEDS or not np.isfinite([low, high]).all(): return f'undecided (needs {SEEDS} seeds or more)'
     return 'better' if low > 0 else 'worse' if high < 0 else 'no difference seen'
 
 def change(
     row, # of `paired_differences`, as `itertuples` gives it
 ) -> str: # Markdown
-    "A difference as a report says it: '+1.20 points [+0.40, +2.00], 3 seeds: **better**'."
+    "Format a difference for a report: '+1.20 points [+0.40, +2.00], 3 seeds: **better**'."
     if not row.seeds: return f'–, no shared seed: **{row.verdict}**'
     interval = f' [{100*row.low:+.2f}, {100*row.high:+.2f}]' if np.isfinite([row.low, row.high]).all() else ''
     seeds = f'{row.seeds} {"seed" if row.seeds == 1 else "seeds"}'
@@ -69,9 +70,9 @@ def change(
 # %% ../../nbs/10_experiments/04_comparison.ipynb #98785b6d
 def pairs_of(
     scores:pd.DataFrame, # from `tables.read_scores`
-    pairs:Sequence[tuple[str, str]], # methods: (this, against that); pairs of which one is missing are left out
+    pairs:Sequence[tuple[str, str]], # (method, baseline); a pair with a missing method is left out
 ) -> pd.DataFrame: # as `paired_differences`, method = 'this - that'
-    "Differences of named pairs of methods, seed by seed."
+    "Compute the differences of named pairs of methods, seed by seed."
     there, rows = set(scores.method), []
     for a, b in pairs:
         if not {a, b} <= there: continue
@@ -82,7 +83,7 @@ def pairs_of(
 def forest_plot(
     differences:pd.DataFrame, # rows of `paired_differences`: one per line
     labels:list[str]|None=None, # beside each line; None: the methods
-    xlabel:str='difference in AUC (points)', # what was subtracted
+    xlabel:str='difference in AUC (points)', # quantity and unit
     title:str='', # above
     ax:Axes|None=None, # where to draw; None: a new figure
 ) -> Axes:
@@ -137,7 +138,7 @@ def change_lines(
     scores:Sequence[tuple]=SCORES, # lines for each
     against:str='', # what all are compared with
 ) -> str: # Markdown
-    "Say each difference in a line: score, method, what it is compared with, interval, verdict."
+    "Write one line per difference: score, method, baseline, interval, verdict."
     other = f' against {literal(against)}' if against else ''
     return '\n'.join(f'- {label}: {literal(r.method)}{other}: {change(r)}'
                      for *key, label in scores for r in of_score(differences, *key).itertuples())
@@ -151,9 +152,9 @@ def claim_verdict(
     return 'fails' if 'worse' in kinds and 'better' not in kinds else 'undecided'
 
 def claim_line(
-    claim:str, # what is said to be better, as a sentence without a full stop
+    claim:str, # a sentence without a full stop: 'A is better than B'
     differences:pd.DataFrame, # from `paired_differences` or `pairs_of`, of one method
-    scores:Sequence[tuple]=SCORES, # by which it is judged
+    scores:Sequence[tuple]=SCORES, # the scores that decide
 ) -> str: # Markdown
     "Write a claim, its verdict, and the difference in each score with its interval, in points."
     rows = [(label, r) for *key, label in scores for r in of_score(differences, *key).itertuples()]

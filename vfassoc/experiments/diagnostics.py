@@ -31,18 +31,18 @@ from ..training.run import open_corpus
 def read_traces(
     run:str|Path, # a run's folder
 ) -> dict[int, dict[str, Tensor]]: # epoch -> cosine (n,), agreement (n,), and voice_K, face_K (n,) for each K
-    "The traces of a run; `RunError` if it kept none."
+    "Read the traces of a run. Raises `RunError` if it has none."
     files = sorted(open_run(run).traces.glob('*.safetensors'))
     if not files:
-        raise RunError(f'{run}: kept no traces; train it with `--set train.trace=true` and a method that leaves some '
-                       '(cmpc)')
+        raise RunError(f'{run}: has no traces; train it with `--set train.trace=true` and a method that writes '
+                       'them (cmpc)')
     return {int(f.stem): load_tensors(f)[0] for f in files}
 
 def training_videos(
     run:str|Path, # a run's folder
     settings:Settings, # where its corpus is
 ) -> tuple[pd.DataFrame, Manifest]: # a row per training video, in the order of the traces; the corpus
-    "Who the rows of a trace are; `RunError` if the corpus has changed since."
+    "Return the training videos in the order of a trace. Raises `RunError` if the corpus has changed since."
     recipe = stored_recipe(open_run(run).config)
     m, stamp = open_corpus(recipe.corpus, settings), read_table(open_run(run).provenance)
     if stamp.get('corpus_hash') != m.hash:
@@ -56,18 +56,18 @@ def training_videos(
 # %% ../../nbs/10_experiments/05_diagnostics.ipynb #29855d04
 def deviate_auroc(
     values:Tensor|np.ndarray, # (n,) rho or cosine; NaN: never visited
-    deviate:Sequence[bool], # (n,) planted
+    deviate:Sequence[bool], # (n,) ground truth
 ) -> float: # 0 to 1; NaN if one of the two kinds is missing
-    "How well low values find the deviates."
+    "Return the AUROC of low values as a sign of deviates."
     x, bad = np.asarray(values, float), np.asarray(deviate, bool)
     keep = np.isfinite(x)
     return auc(bad[keep], -x[keep]) if 0 < bad[keep].sum() < keep.sum() else float('nan')
 
 def rho_table(
     traces:dict[int, dict[str, Tensor]], # from `read_traces`
-    deviate:Sequence[str], # (n,) kind of each video, 'none' for a sound one
+    deviate:Sequence[str], # (n,) kind of each video, 'none' for a clean one
 ) -> pd.DataFrame: # a row per epoch: AUROC of rho and cosine, all deviates; of rho, each kind
-    "AUROC by epoch, of all deviates together and of each kind."
+    "Compute the AUROC by epoch, of all deviates together and of each kind."
     kind, rows = np.asarray(deviate), []
     for epoch, t in traces.items():
         row = dict(epoch=epoch, cosine=deviate_auroc(t['cosine'], kind != 'none'))
@@ -84,9 +84,9 @@ def rho_table(
 def purity_table(
     assignments:dict[str, Tensor], # 'voice_K' or 'face_K' -> (n,) as a trace has them
     identity:Sequence, # (n,)
-    seed:int=0, # of the random clusters beside
+    seed:int=0, # of the random clusters
 ) -> pd.DataFrame: # a row per clustering: modality, k, purity, random, nmi, joined, right
-    "Purity, chance, mutual information and joined pairs of each clustering."
+    "Compute purity, its chance level, NMI and joined pairs of each clustering."
     rows = []
     for name, a in sorted((n, a) for n,a in assignments.items() if n.rpartition('_')[2].isdigit()):
         modality, _, k = name.rpartition('_')
@@ -98,15 +98,15 @@ def purity_table(
     return pd.DataFrame(rows).sort_values(['modality', 'k'], ignore_index=True)
 
 def memory_purity(
-    run:str|Path, # a run of method cmpc, also with prototypes switched off
+    run:str|Path, # a run of method cmpc, with or without prototypes
     identity:Sequence, # (n,) of its training videos
     ks:Sequence[int], # numbers of clusters
 ) -> pd.DataFrame: # as `purity_table`
-    "Purity of k-means on the memories a run ended with: compares methods that cluster with CID, which does not."
+    "Compute the purity of k-means on a run's last memories, to compare CID (no clusters) with methods that cluster."
     tensors, _ = load_tensors(open_run(run).checkpoints/'last.safetensors')
     try: rows = {m: (tensors[f'method/memory.{m}.rows'], tensors[f'method/memory.{m}.seen']) for m in ('voice', 'face')}
     except KeyError:
-        raise RunError(f'{run}: its method keeps no memory; take method cmpc '
+        raise RunError(f'{run}: its method has no memory; use method cmpc '
                        '(with prototypes=false it is CID)') from None
     if any(len(seen) != len(identity) for _,seen in rows.values()):
         n = len(rows['voice'][1])
@@ -125,11 +125,11 @@ def rho_histogram(
     rho:Tensor|np.ndarray, # (n,) NaN: left out
     deviate:Sequence[str]|None=None, # (n,) kind of each video, if it is known
     threshold:float|None=None, # where the weight is one half
-    marks:Sequence[float]=(), # rho of the examples shown beside, lettered a, b, ...
+    marks:Sequence[float]=(), # rho of the examples, lettered a, b, ...
     title:str='', # above the axes
     ax:Axes|None=None, # where to draw; None: a new figure
 ) -> Axes:
-    "CMPC's Figure 3: how many videos have which rho; planted deviates stacked on top of the sound ones."
+    "Draw CMPC's Figure 3: the histogram of rho, with known deviates stacked on top of the clean videos."
     ax = subplots(width=6)[1] if ax is None else ax
     x = np.asarray(rho, float)
     keep = np.isfinite(x)
@@ -140,7 +140,7 @@ def rho_histogram(
     ax.hist([x[keep & (kind == k)] for k in kinds], edges, stacked=True, color=['#C8C8C8', *COLORS][:len(kinds)],
             edgecolor='white', linewidth=.3,
             hatch=['', '///', '...', 'xxx', '\\\\\\'][:len(kinds)] if len(kinds) > 1 else None,
-            label=[f'{"sound" if k == "none" else k} ({(keep & (kind == k)).sum()})' for k in kinds])
+            label=[f'{"clean" if k == "none" else k} ({(keep & (kind == k)).sum()})' for k in kinds])
     if threshold is not None: ax.axvline(threshold, color=INK, ls='--', lw=1.2, label='weight 1/2')
     top = ax.get_ylim()[1]
     for k, m in enumerate(marks):
@@ -148,7 +148,7 @@ def rho_histogram(
                     arrowprops=dict(arrowstyle='-', color=GREY, lw=.7))
     ax.set(xlabel='ρ = v·f − mean prototype cosine', ylabel='training videos')
     ax.set_title(title, fontsize=10, pad=26 if len(marks) else 6)
-    # beside the axes: the marks stand everywhere inside
+    # beside the axes: the marks may be anywhere inside
     ax.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     return ax
 
@@ -159,7 +159,7 @@ def epoch_lines(
     level:float|None=None, # chance
     ax:Axes|None=None, # where to draw; None: a new figure
 ) -> Axes:
-    "A line per quantity over epochs: mean over seeds, all seeds as the shaded range."
+    "Draw a line per quantity over epochs: the mean over seeds, with the range of all seeds shaded."
     ax = subplots(width=4.5)[1] if ax is None else ax
     for i,(c, name) in enumerate(columns.items()):
         if c not in t or not t[c].notna().any(): continue

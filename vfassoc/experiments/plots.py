@@ -22,7 +22,7 @@ from ..evaluation.metrics import auc, roc as roc_points
 # %% ../../nbs/10_experiments/03_plots.ipynb #0337a809
 # Okabe and Ito, strong ones first
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#F0E442')
-# so that lines differ in grey print
+# so that lines differ in gray print
 STYLES = ('-', '--', '-.', (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (7, 2)))
 GREY, INK = '#999999', '#000000' # chance; ceiling
 
@@ -33,7 +33,7 @@ def subplots(
     height:float=3.2, # of one, inch
     **kw, # passed to `plt.subplots`
 ) -> tuple[Figure,np.ndarray|Axes]: # figure and axes
-    "A figure that no global list keeps open and that a notebook shows once."
+    "Make a figure that matplotlib does not keep open and that a notebook shows once."
     fig, axes = plt.subplots(rows, columns, figsize=(width*columns, height*rows), dpi=100, layout='constrained', **kw)
     plt.close(fig)
     for ax in np.ravel(axes): ax.spines[['top', 'right']].set_visible(False)
@@ -46,7 +46,7 @@ def binormal_roc(
     area:float, # AUC, 0.5 to 1
     fpr:np.ndarray, # (n,) false positive rates
 ) -> np.ndarray: # (n,) true positive rates
-    "The ROC curve of two Gaussians of equal variance with the given area."
+    "Return the ROC curve of two Gaussians of equal variance with the given area."
     return norm.cdf(np.sqrt(2)*norm.ppf(area) + norm.ppf(fpr))
 
 def roc(
@@ -54,7 +54,7 @@ def roc(
     ceiling:tuple|float|None=None, # the oracle's (labels, scores), or only its AUC
     ax:Axes|None=None, # where to draw; None: a new figure
 ) -> Axes:
-    "ROC curves with their AUC in %, chance and ceiling."
+    "Draw ROC curves with their AUC in %, chance and ceiling."
     ax = _ax(ax, width=4, height=4)
     ax.plot([0, 100], [0, 100], color=GREY, lw=1, ls=':', label='chance, AUC 50.0')
     if isinstance(ceiling, tuple):
@@ -75,18 +75,19 @@ def roc(
 
 # %% ../../nbs/10_experiments/03_plots.ipynb #0d9ef012
 def score_histogram(
-    labels:np.ndarray, # (n,) 1 = one person, 0 = two
+    labels:np.ndarray, # (n,) 1: same identity, 0: different identities
     scores:np.ndarray, # (n,) of the same trials
     title:str='', # above the axes
     xlabel:str='score (cosine)', # what a score is
     bins:int=0, # over the range of all scores; 0 = as many as the number of trials can fill, up to 50
     ax:Axes|None=None, # where to draw; None: a new figure
 ) -> Axes:
-    "Densities of the scores of positive and negative trials, over the same bins."
+    "Draw the score densities of positive and negative trials, over the same bins."
     ax, labels, scores = _ax(ax, width=4), np.asarray(labels, bool), np.asarray(scores)
     bins = bins or int(np.clip(np.sqrt(len(scores))/2, 8, 50))
     edges = np.linspace(scores.min(), scores.max(), bins + 1) if np.ptp(scores) else bins
-    for keep, name, color, style in ((labels, 'one person', COLORS[0], '-'), (~labels, 'two persons', COLORS[1], '--')):
+    for keep, name, color, style in ((labels, 'same identity', COLORS[0], '-'),
+                                     (~labels, 'different identities', COLORS[1], '--')):
         kw = dict(bins=edges, density=True, color=color)
         ax.hist(scores[keep], alpha=.25, **kw)
         ax.hist(scores[keep], histtype='step', ls=style, lw=1.5, label=f'{name} (n = {keep.sum()})', **kw)
@@ -101,7 +102,7 @@ def score_histogram(
 PANELS = {'loss': 'training loss', 'valid_auc': 'validation AUC (%)', 'lr': 'learning rate'}
 
 def epoch_axis(ax:Axes):
-    "Whole epochs as ticks, also where there is only one."
+    "Set the ticks to whole epochs, also for a single epoch."
     curves = [line for line in ax.lines if len(line.get_xdata()) != 2 or line.get_marker() not in ('None', None, '')]
     at = np.unique([x for line in curves for x in np.asarray(line.get_xdata(), float)])
     if len(at) == 1: ax.set_xlim(at[0] - .9, at[0] + .9)
@@ -109,9 +110,9 @@ def epoch_axis(ax:Axes):
 
 def training_curves(
     histories:dict[str,pd.DataFrame], # name -> history.csv, one row per epoch
-    panels:dict[str,str]=PANELS, # column -> what to call it; columns nobody has are left out
+    panels:dict[str,str]=PANELS, # column -> label; columns without values are left out
 ) -> Figure:
-    "A panel per quantity over epochs; a column whose name ends in `auc` is shown in percent with its chance line."
+    "Draw a panel per quantity over epochs; a column whose name ends in `auc` is in percent, with its chance line."
     shown = [c for c in panels if any(c in h and h[c].notna().any() for h in histories.values())]
     fig, axes = subplots(1, max(1, len(shown)), height=2.8)
     for ax, c in zip(np.atleast_1d(axes), shown):
@@ -122,7 +123,7 @@ def training_curves(
         if c.endswith('auc'):
             ax.axhline(50, color=GREY, ls=':', lw=1, label='chance')
             low, high = ax.get_ylim()
-            ax.set_ylim(min(low, 45), max(high, 60)) # a tenth of a point does not fill the axis
+            ax.set_ylim(min(low, 45), max(high, 60)) # keeps tenths of a point small on the axis
         ax.set(xlabel='epoch', ylabel=panels[c])
         epoch_axis(ax)
         if c == 'loss' or len(shown) == 1: ax.legend(fontsize=8, frameon=False)
@@ -130,14 +131,14 @@ def training_curves(
 
 # %% ../../nbs/10_experiments/03_plots.ipynb #8b346c75
 def bars(
-    groups:Sequence[str], # (g,) what stands below each group, e.g. strata
+    groups:Sequence[str], # (g,) label below each group, e.g. strata
     series:dict[str,np.ndarray], # name -> (g, 3) value, low, high as fractions; NaN where there is none
     chance:np.ndarray|None=None, # (g,) of each group
     ceiling:np.ndarray|None=None, # (g,) of each group
     ylabel:str='AUC (%)', # what is measured
     ax:Axes|None=None, # where to draw; None: a new figure
 ) -> Axes:
-    "Scores in % with their intervals; a dotted line for chance and a dashed one for the ceiling of each group."
+    "Draw scores in % with intervals; a dotted line for chance and a dashed one for the ceiling of each group."
     ax = _ax(ax, width=max(4, .9*len(groups) + 1), height=3)
     x, w = np.arange(len(groups)), .8/max(1, len(series))
     for i,(name,v) in enumerate(series.items()):
@@ -148,7 +149,7 @@ def bars(
                edgecolor='white', error_kw=dict(lw=1.2, capsize=3))
     for level, style, name in ((chance, ':', 'chance'), (ceiling, '--', 'ceiling')):
         if level is not None and np.isfinite(level := np.asarray(level, float)).any():
-            # white below, so that the line is seen on a bar of any color
+            # white below, so that the line is visible on a bar of any color
             ax.hlines(100*level, x - .45, x + .45, color='white', lw=4, zorder=3)
             ax.hlines(100*level, x - .45, x + .45, color=INK, ls=style, lw=1.8, label=name, zorder=4)
     ax.set_xticks(x, groups)
@@ -164,7 +165,7 @@ def candidate_curve(
     title:str='', # above the axes
     ax:Axes|None=None, # where to draw; None: a new figure
 ) -> Axes:
-    "1:N matching accuracy in %; chance is 1/N."
+    "Draw the 1:N matching accuracy in %; chance is 1/N."
     ax, n = _ax(ax, width=4), np.asarray(n)
     for i,(name,v) in enumerate(series.items()):
         value, low, high = 100*np.asarray(v, float).T
@@ -184,7 +185,7 @@ def best_per_group(
     scores:np.ndarray, # (n,) of the items for one probe, higher is better
     groups:np.ndarray, # (n,) what each item belongs to, e.g. its video
 ) -> np.ndarray: # (number of groups,) rows, best first; ties in the order of the rows
-    "The ranking in which each group is represented by its best item."
+    "Rank the groups by the best item of each."
     order = np.argsort(-np.asarray(scores), kind='stable')
     first = np.unique(np.asarray(groups)[order], return_index=True)[1]
     return order[np.sort(first)]
@@ -203,12 +204,12 @@ def _show(ax:Axes, item:np.ndarray, shift:float, caption:str=''):
 def retrieval(
     probe:np.ndarray, # a log-mel spectrogram (bands, frames) or a face (h, w, 3) uint8
     items:list[np.ndarray], # the first k of the other modality, best first
-    right:Sequence[bool], # (k,) is it the probe's person?
+    right:Sequence[bool], # (k,) has it the probe's identity?
     captions:Sequence[str], # (k,) below each, e.g. the score
     title:str='', # below the probe's picture
     shift:float=0.01, # seconds between frames of a spectrogram
 ) -> Figure:
-    "A probe and the items ranked first, each marked right or wrong."
+    "Draw a probe and the items ranked first, each marked right or wrong."
     fig, axes = subplots(1, len(items) + 1, width=1.5, height=1.9, gridspec_kw={'width_ratios': [1.6, *[1]*len(items)]})
     _show(axes[0], probe, shift)
     axes[0].set_title('probe', fontsize=9)

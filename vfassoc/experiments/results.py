@@ -29,7 +29,7 @@ gender. A claim *holds* if every score is better, *fails* if one or more are wor
 All of it is measured on synthetic corpora with small encoders; results on VoxCeleb1 may differ."""
 
 def read_fragment(
-    path:str|Path, # what a report published
+    path:str|Path, # written by a report
 ) -> tuple[dict, str]: # its record; its text without the record
     "Read a fragment. Raises `RunError` if it is missing or has no record."
     path = Path(path)
@@ -62,7 +62,7 @@ SWEEPS = {'claims-cmpc': ('claims_cmpc', 'ablation_cmpc'), # and their reports
 def choose_sweeps(
     names:Sequence[str]=(), # keys of SWEEPS, or NAME:REPORT,REPORT for another (a name or a JSON file); none: SWEEPS
 ) -> dict[str, tuple[str, ...]]: # sweep -> reports
-    "Read sweeps as typed. Raises `ConfigError` for one without reports."
+    "Parse the names of sweeps. Raises `ConfigError` for a sweep without reports."
     chosen = {}
     for name in names:
         sweep, _, reports = name.partition(':')
@@ -77,11 +77,12 @@ def render_results(
     output:str|Path, # the page, e.g. RESULTS.md; figures go to figures/published beside it
     sweeps:Mapping[str, Sequence[str]]=SWEEPS, # sweep (a name or a JSON file) -> reports
     settings:Settings=Settings(), # data, runs, figures
-    jobs:int=0, # runs at once, see `run_grid`
-    say:Callable[[str], None]=print, # where a line for each run goes
-    command:str='vfassoc results', # that the page names
+    jobs:int=0, # runs at a time, see `run_grid`
+    say:Callable[[str], None]=print, # gets a line for each run
+    command:str='vfassoc results', # shown on the page
 ) -> Path: # the page
-    """Run what is not finished of each sweep, run its reports, write the page.
+    """Finish each sweep, run its reports, and write the page.
+
     Raises `RunError` if a run does not finish; then the old page stays."""
     output, made = Path(output), []
     for sweep, reports in sweeps.items():
@@ -89,7 +90,8 @@ def render_results(
         table = run_grid(load_grid(sweep), root, settings, jobs, say=say)
         bad = table[~table.result.isin(OK)]
         if len(bad):
-            raise RunError(f'{root}: {len(bad)} of {len(table)} runs did not finish, the first: {bad.result.iloc[0]}')
+            raise RunError(f'{root}: {len(bad)} of {len(table)} runs did not finish (first: {bad.result.iloc[0]}); see '
+                           'grid.json, then run the command again')
         for report in reports:
             folder = (settings.figures/'results'/root.name/report).resolve()
             run_report(report, folder/report, dict(grid=str(root.resolve()), figures=str(folder)), quiet=True)

@@ -52,7 +52,7 @@ def declared(
 
 # %% ../../nbs/10_experiments/08_runner.ipynb #8c4b0e55
 def _plain(v):
-    "`v` as something a literal can say: paths as text, tuples as lists, numpy scalars as Python's."
+    "Convert `v` to a literal: paths to text, tuples to lists, numpy scalars to Python's."
     if isinstance(v, (Path, np.str_)): return str(v)
     if isinstance(v, np.generic): return v.item()
     if isinstance(v, (list, tuple)): return [_plain(x) for x in v]
@@ -60,7 +60,7 @@ def _plain(v):
     return v
 
 def _same_type(v, default) -> bool:
-    "May `v` stand where `default` stood? An int serves as a float, no bool as a number; `None` declares any type."
+    "Return whether `v` can replace `default`: an int serves as a float, no bool as a number; `None` allows any type."
     if default is None: return v is None or isinstance(v, (bool, int, float, str, list, dict))
     if isinstance(default, float): return isinstance(v, (int, float)) and not isinstance(v, bool)
     if isinstance(default, (list, tuple)):
@@ -72,7 +72,7 @@ def check_parameters(
     notebook:str|Path, # path of a report
     parameters:dict, # the values to set, by name
 ) -> dict: # the same as plain literals, checked
-    "Refuse a name the report does not declare and a value of another type than its default, by `ConfigError`."
+    "Check names and types against the declaration. Raises `ConfigError` for an unknown name or another type."
     known, out = declared(notebook), {}
     for k,v in parameters.items():
         if k not in known:
@@ -94,7 +94,7 @@ def parse_parameters(
         require(bool(eq), str(notebook), 'parameter', pair, 'name=value')
         if not isinstance(known.get(k), str):
             try: v = ast.literal_eval(v)
-            except (ValueError, SyntaxError): pass # stays text, and is refused unless text is allowed
+            except (ValueError, SyntaxError): pass # stays text, which `check_parameters` judges
         out[k] = v
     return check_parameters(notebook, out)
 
@@ -109,7 +109,7 @@ def _report_folders() -> list[Path]:
 def find_report(
     name:str|Path, # path of a notebook, or the name of one of the book's reports, e.g. 'evaluate'
 ) -> Path: # the notebook
-    "Where a report is; `ConfigError` if it is in none of the places."
+    "Find a report. Raises `ConfigError` if no folder has it."
     path = Path(name)
     if path.is_file(): return path
     folders = _report_folders()
@@ -165,18 +165,18 @@ figure.sound{display:inline-block;margin:0 1em .5em 0}</style>{%- endblock -%}
 {%- else -%}{{ super() }}{%- endif -%}{%- endblock -%}'''
 
 class _TextOnly(IPythonRenderer):
-    "Markdown without HTML: a tag is shown, not obeyed."
+    "Render Markdown without HTML: a tag is shown as text."
     def block_html(self, html): return f'<p>{escape(html)}</p>'
     def inline_html(self, html): return escape(html)
 
 def _markdown_text(source:str) -> str:
     return MarkdownWithMath(_TextOnly(escape=False, allow_harmful_protocols=False)).render(source)
 
-# what a page shows of an output
+# the types of output that a page shows
 _DATA = ('text/html', 'text/markdown', 'text/plain', 'image/svg+xml', 'image/png', 'image/jpeg')
 
 def _for_a_page(nb:nbformat.NotebookNode) -> nbformat.NotebookNode:
-    "A copy without what a page does not show: stderr, widgets, scripts."
+    "Copy a notebook without stderr, widgets and scripts."
     nb = copy.deepcopy(nb)
     for c in nb.cells:
         for o in c.get('outputs', []):
@@ -211,7 +211,7 @@ def result_name(
     return path.with_suffix('') if path.suffix in ('.html', '.ipynb') else path
 
 def _where(nb, index:int) -> str:
-    "A cell, for a human: its number, the heading above it, its first line of code."
+    "Name a cell for a reader: its number, the heading above it, its first line of code."
     above = [c.source.splitlines()[0].lstrip('# ') for c in nb.cells[:index]
              if c.cell_type == 'markdown' and c.source.startswith('#')]
     lines = [l.strip() for l in nb.cells[index].source.splitlines()]
@@ -220,7 +220,7 @@ def _where(nb, index:int) -> str:
 
 @contextlib.contextmanager
 def _silent(name:str): # of a logger
-    "Keep a logger's warnings to itself for a while."
+    "Suppress a logger's warnings while the block runs."
     log = logging.getLogger(name)
     level = log.level
     log.setLevel(logging.ERROR)
@@ -233,7 +233,7 @@ def _execute(source:Path, running:Path, parameters:dict, kernel:str, quiet:bool)
     bar = False if quiet else {'desc': source.stem, 'mininterval': every, 'dynamic_ncols': True}
     no_braces = [str(p).replace('{', '{{').replace('}', '}}') for p in (source, running)] # papermill formats paths
     try:
-        with _silent('papermill'): # its guesses at the parameters, which have been read and checked
+        with _silent('papermill'): # about its own reading of the parameters, checked already
             silent = ['--IPKernelApp.log_level=CRITICAL'] # what a kernel logs is for servers
             return execute_notebook(*no_braces, parameters=parameters, kernel_name=kernel, progress_bar=bar,
                                     extra_arguments=silent)
@@ -244,7 +244,8 @@ def _execute(source:Path, running:Path, parameters:dict, kernel:str, quiet:bool)
     except NoSuchKernel:
         raise ConfigError(f'{source}: there is no Jupyter kernel {kernel!r}; see `jupyter kernelspec list`') from None
     except DeadKernelError:
-        raise RunError(f'{source}: the kernel died in the middle, as it does when memory runs out') from None
+        raise RunError(f'{source}: the kernel died, often from lack of memory; close other '
+                       'programs, or run it on a larger machine') from None
 
 @claims('output', '.ipynb', '.html')
 def run_report(
@@ -255,7 +256,7 @@ def run_report(
     code:str='fold', # code cells in the HTML: fold, show, hide
     quiet:bool=False, # no progress bar
 ) -> tuple[Path,Path]: # the executed notebook and its HTML
-    "Run a report strictly and stamp it. Raises `ConfigError` before anything runs, `RunError` for a cell that fails."
+    "Run a report and record its provenance. Raises `ConfigError` before the run, `RunError` for a cell that fails."
     source, result, t0 = find_report(notebook), result_name(output), time.time()
     target, page, failed = (result.with_name(result.name + end) for end in ('.ipynb', '.html', '.failed.ipynb'))
     running = temporary(result, '.ipynb')
@@ -265,8 +266,9 @@ def run_report(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         nb = _execute(source, running, given, kernel, quiet)
-        record_provenance(nb, provenance(report=source.name, sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
-                             parameters={**defaults, **given}, wall_time_s=time.time() - t0))
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
+        record_provenance(nb, provenance(report=source.name, sha256=digest, parameters={**defaults, **given},
+                                         wall_time_s=time.time() - t0))
         text = to_html(nb, str(given.get('title') or result.name), source.parent, code)
         with atomic_path(target) as tmp: nbformat.write(nb, tmp)
         with atomic_path(page) as tmp: tmp.write_text(text, encoding='utf-8')

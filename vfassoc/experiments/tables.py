@@ -36,17 +36,17 @@ def _without_seeds(config):
     return [_without_seeds(v) for v in config] if isinstance(config, list) else config
 
 def _seeds(config, path='') -> str:
-    "Every seed of a configuration with its place in it: 'train.seed=3'."
+    "List every seed of a configuration with its dotted key: 'train.seed=3'."
     if not isinstance(config, dict): return ''
     found = [f'{path}{k}={v}' if k == 'seed' else _seeds(v, f'{path}{k}.') for k,v in config.items()]
     return ' '.join(filter(None, found))
 
-_WARMED = {'cmpc': CMPCConfig, 'cmpc-released': ReleasedCMPCConfig} # methods that begin as CID
+_WARMED = {'cmpc': CMPCConfig, 'cmpc-released': ReleasedCMPCConfig} # methods that start with CID alone
 
 def warmup_only(
     run:str|Path, # a run's folder
 ) -> str: # e.g. '640 samples trained, prototypes begin after 2240'; '' for a run that became its method
-    "Whether CMPC's own warm-up outlasted the run, by its configuration or by `prototypes` of its history."
+    "Return why a run of CMPC ended inside its warm-up, by its configuration or by `prototypes` of its history."
     run = open_run(run)
     config = current_keys(read_json(run.config), str(run.config), notice=False)
     method, samples = config.get('method', {}), config.get('train', {}).get('total_samples')
@@ -58,7 +58,7 @@ def warmup_only(
     return f'{samples} samples trained, prototypes begin after {warmup}'
 
 def _about(run, kind) -> dict:
-    "What decides a run's place in a table; scores on people it was trained on are another method's."
+    "Return the facts that place a run in a table; scores on its training identities count as another method."
     config = current_keys(read_table(run.config), str(run.config), notice=False)
     stamp = read_table(run.provenance, evaluated=dict, listed=dict) if run.provenance.exists() else {}
     seen = kind == 'metrics' and read_table(run.metrics, protocol=dict).get('protocol', {}).get('protocol') == 'seen'
@@ -75,12 +75,12 @@ def run_table(
     t = pd.DataFrame([_about(open_run(r), kind) for r in runs])
     if len(set(t.corpus.dropna())) > 1:
         a, b = t.dropna(subset='corpus').drop_duplicates('corpus').run[:2]
-        raise RunError(f'{a} and {b}: scored on different corpora; numbers of one table must come from one: make a '
-                       'report for each')
+        raise RunError(f'{a} and {b}: scored on different corpora; make one report per '
+                       'corpus')
     if (twice := t.duplicated(['recipe', 'seed'], keep=False)).any():
-        raise RunError(f'{" and ".join(map(str, t.run[twice][:2]))}: the same recipe with the same seed; they are one '
-                       'run, not two seeds')
-    first = t.groupby('recipe').run.transform('first') # the run that lends its folder's name where recipes share a name
+        raise RunError(f'{" and ".join(map(str, t.run[twice][:2]))}: the same recipe with the same seed; name one '
+                       'of them')
+    first = t.groupby('recipe').run.transform('first') # its folder's name is used where recipes share a name
     t['method'] = t.name
     for label in (t.name + ' (' + first.map(lambda p: p.name) + ')', t.name + ' (' + first.map(str) + ')'):
         t['method'] = t.method.where(t.groupby('method').recipe.transform('nunique') == 1, label)
@@ -97,7 +97,7 @@ def read_scores(
         if m.get('schema') != 1:
             raise RunError(f'{r.run}: {kind}.json has schema {m.get("schema")!r}, expected 1; evaluate the run again')
         scores = pd.DataFrame(m['scores']).rename(columns={'by': 'scorer'}).reindex(columns=RECORD) # `by` in old runs
-        other = scores.scorer.notna() & (scores.scorer != 'fused') # the same run, scored in other ways
+        other = scores.scorer.notna() & (scores.scorer != 'fused') # the same run with another scorer
         label = (r.method + ', ' + scores.scorer.astype(object).fillna('').astype(str)).where(other, r.method)
         frames.append(scores.assign(run=r.run, method=label, seed=r.seed, warmup=bool(warmup_only(r.run))))
     numbers = ['value', 'low', 'high', 'chance', 'ceiling', 'same_video', 'candidates']
@@ -112,10 +112,10 @@ def read_notes(
     notes = list(dict.fromkeys(n for m in read for n in m.get('notes', [])))
     protocols = {json.dumps(m.get('protocol'), sort_keys=True) for m in read}
     names = [read_json(open_run(r).config).get('name') or Path(r).name for r in runs]
-    notes += [f'{name} ({Path(r).name}): warm-up only, so this is CID: {why}' for name, r in zip(names, runs)
+    notes += [f'{name} ({Path(r).name}): warm-up only, so it equals CID: {why}' for name, r in zip(names, runs)
               if (why := warmup_only(r))]
     if len(protocols) > 1:
-        notes.append(f'these runs were scored by {len(protocols)} different protocols (see metrics.json of each)')
+        notes.append(f'these runs were scored with {len(protocols)} different protocols (see metrics.json of each)')
     return notes
 
 # %% ../../nbs/10_experiments/02_tables.ipynb #2cad9616
@@ -163,7 +163,7 @@ def merge_seeds(
 # %% ../../nbs/10_experiments/02_tables.ipynb #b86d2402
 @dataclass(frozen=True)
 class Column:
-    "One column of a table: its two headings, and which score stands in it."
+    "One column of a table: its two headings, and the score that it shows."
     group:str # upper heading
     name:str # lower heading
     task:str # verification, matching, retrieval
@@ -174,7 +174,7 @@ class Column:
     decimals:int=1 # of the percentage
 
     def of(self, scores:pd.DataFrame) -> pd.DataFrame:
-        "The rows of `scores` that belong into this column, one per method."
+        "Select the rows of `scores` for this column, one per method."
         s = scores[(scores.task == self.task) & (scores.metric == self.metric) & (scores.direction == self.direction)
                    & (scores.stratum == self.stratum)]
         return s if np.isnan(self.candidates) else s[s.candidates == self.candidates]
@@ -204,18 +204,18 @@ def percent(
     high:float=np.nan, # the other end
     decimals:int=1, # digits after the point
 ) -> str: # e.g. '82.6 [80.1, 84.9]'
-    "A score as the tables print it; a dash if there is none."
+    "Format a score for a table; a dash if there is none."
     if pd.isna(value): return '–'
     text = f'{100*value:.{decimals}f}'
     return text if pd.isna(low) or pd.isna(high) else f'{text} [{100*low:.{decimals}f}, {100*high:.{decimals}f}]'
 
 def _reference(values:pd.Series, decimals:int) -> str:
-    "A reference row's cell: one number, or the range if the methods were scored on different trials."
+    "Format a reference row's cell: one number, or the range if the methods were scored on different trials."
     texts = list(dict.fromkeys(percent(v, decimals=decimals) for v in sorted(values.dropna())))
     return '–'.join([texts[0], texts[-1]][:len(texts)]) if texts else '–'
 
 def _row_label(method:str, seeds:float, warmup:float) -> str:
-    "'CMPC (3 seeds, warm-up only)'"
+    "Format a row label: 'CMPC (3 seeds, warm-up only)'."
     n = 1 if np.isnan(seeds) else int(seeds)
     short = round(n*warmup) if warmup > 0 else 0
     said = [f'{n} seeds']*(n > 1) + (['warm-up only' if short == n else f'warm-up only in {short}'] if short else [])
@@ -227,22 +227,21 @@ REFERENCES = {'chance': 'chance', 'ceiling': 'ceiling', 'same_video': 'same-vide
 def paper_table(
     scores:pd.DataFrame, # from `read_scores` or `merge_seeds`
     layout:list[Column]=PAPERS, # or VERIFICATION, MATCHING, SUMMARY, RANKING, or your own
-    keep_empty:bool=True, # keep columns that nobody has a score for
+    keep_empty:bool=True, # keep columns without any score
     methods:Sequence[str]=(), # the first rows, in this order; a method without scores is a row of dashes
 ) -> pd.DataFrame: # texts: methods, then the reference rows; columns are (group, name)
-    "The papers' table in percent, with intervals, chance, ceiling and same-video share."
+    "Build the papers' table in percent, with intervals, chance, ceiling and same-video share. Raises `RunError`."
     if 'seeds' not in scores: scores = merge_seeds(scores)
-    rows = scores.groupby('method', sort=False).agg(seeds=('seeds', 'max'),
-                                                    warmup=('warmup' if 'warmup' in scores else 'seeds',
-                                                            'max')).reindex(
-                                                                [*methods, *(m for m in dict.fromkeys(scores.method)
-                                                                             if m not in methods)])
+    order = [*methods, *(m for m in dict.fromkeys(scores.method) if m not in methods)]
+    warmup = ('warmup' if 'warmup' in scores else 'seeds', 'max')
+    rows = scores.groupby('method', sort=False).agg(seeds=('seeds', 'max'), warmup=warmup).reindex(order)
     labels = {r.Index: _row_label(r.Index, r.seeds, r.warmup if 'warmup' in scores else 0.) for r in rows.itertuples()}
     columns = {}
     for c in layout:
         s = c.of(scores)
         if s.method.duplicated().any():
-            raise RunError(f'{c.group} {c.name}: {s.method[s.method.duplicated()].iloc[0]} has several scores for it')
+            twice = s.method[s.method.duplicated()].iloc[0]
+            raise RunError(f'{c.group} {c.name}: {twice} has several scores in this column; evaluate its run again')
         if s.empty and not keep_empty: continue
         cell = {labels[r.method]: percent(r.value, r.low, r.high, c.decimals) for r in s.itertuples()}
         columns[c.group, c.name] = {**dict.fromkeys(labels.values(), '–'), **cell,
@@ -255,7 +254,7 @@ def paper_table(
 def as_text(
     table:pd.DataFrame, # from `paper_table`
 ) -> str: # columns aligned, for a terminal
-    "The table as plain text; a wide one is folded at its groups."
+    "Format the table as plain text; a wide table is folded at its groups."
     blocks = []
     for group in dict.fromkeys(table.columns.get_level_values(0)):
         body = [['', *table[group].columns], *([i, *row] for i,row in zip(table.index, table[group].to_numpy()))]
@@ -270,7 +269,7 @@ def _as_written(name:str) -> str: return re.sub(r'([\\`*_<|$\[])', r'\\\1', name
 def as_markdown(
     table:pd.DataFrame, # from `paper_table`
 ) -> str: # a pipe table
-    "The table for a README; the two headings become one line each."
+    "Format the table as Markdown; the two headings become one line each."
     groups, names = zip(*table.columns)
     shown = [g if i == 0 or g != groups[i - 1] else '' for i,g in enumerate(groups)]
     def grey(i, c):
@@ -283,7 +282,7 @@ def as_html(
     table:pd.DataFrame, # from `paper_table`
     caption:str='', # above the table
 ) -> Styler: # what a notebook shows; `.to_html()` for a page
-    "The table with chance, ceiling and same-video share in grey."
+    "Format the table as HTML, with chance, ceiling and same-video share in gray."
     grey = [i for i in table.index if i in REFERENCES.values() or i.endswith(PRINTED)]
     look = [{'selector': 'td, th',
              'props': 'text-align:right; white-space:nowrap; padding:2px 8px; vertical-align:top'},
