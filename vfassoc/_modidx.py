@@ -2234,6 +2234,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                              'vfassoc/training/run.py')},
             'vfassoc.training.validation': { 'vfassoc.training.validation.draw_pairs': ( '08_training/validation.html#draw_pairs',
                                                                                          'vfassoc/training/validation.py'),
+                                             'vfassoc.training.validation.pair_auc': ( '08_training/validation.html#pair_auc',
+                                                                                       'vfassoc/training/validation.py'),
                                              'vfassoc.training.validation.valid_auc': ( '08_training/validation.html#valid_auc',
                                                                                         'vfassoc/training/validation.py')},
             'vfassoc.video.conversion': { 'vfassoc.video.conversion._is_heic': ( '02_video/conversion.html#_is_heic',
