@@ -147,6 +147,28 @@ def _add_vectors(sub):
                    help='train=0.7, valid=0.1, fold=0, seed=0, languages=["Urdu"]; may be repeated')
 
 
+def twin(a, s):
+    from vfassoc.core import from_dict
+    from vfassoc.corpus.manifest import issues, summary
+    from vfassoc.synthetic.twin import TwinConfig, read_twin_index, write_twin
+    from vfassoc.training.run import corpus_path
+    cfg = from_dict(TwinConfig, {'seed': s.seed, **changes(a.set, 'twin')}, 'twin')
+    m = write_twin(corpus_path(a.output, s), read_twin_index(a.index or s.data/'voxceleb'), cfg)
+    print(f'{m.root}\n\n{summary(m).to_string()}\n')
+    print(issues(m).to_string(index=False))
+
+
+def _add_twin(sub):
+    q = command(sub, twin, "draw VoxCeleb1's twin: its identities, videos and utterances, with simulated vectors")
+    q.add_argument('-o', '--output', required=True, metavar='NAME',
+                   help='the new corpus: a name under `data`, or a path')
+    q.add_argument('--index', metavar='FOLDER',
+                   help='folder with utterances.tsv.gz and cmpc/vox1_meta.csv (default: voxceleb under `data`)')
+    q.add_argument('--set', **MANY,
+                   help='a field of TwinConfig, e.g. identities=300, session=1, session_coupling=0.5, deviates=0.04, '
+                        'split=faa, seed=1; may be repeated')
+
+
 def pack(a, s):
     from vfassoc.core import from_dict
     from vfassoc.corpus.packed import PackConfig, pack as run
@@ -413,7 +435,7 @@ def _add_demo(sub):
 
 
 # one per command, in the order of `--help`
-ADDERS = (_add_synthesize, _add_prepare, _add_ingest, _add_voxceleb1, _add_vectors, _add_pack, _add_extract,
+ADDERS = (_add_synthesize, _add_prepare, _add_ingest, _add_voxceleb1, _add_vectors, _add_twin, _add_pack, _add_extract,
           _add_train, _add_flops, _add_evaluate, _add_trials, _add_sweep, _add_report, _add_results, _add_demo)
 
 
