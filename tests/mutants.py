@@ -636,7 +636,7 @@ MUTANTS = [
            'np.where(code < 0, -2, code)[len(voices):]', 'code[len(voices):]',
            'test_unknown_attributes_agree_with_nothing'),
     Mutant('protocols', 'chance of 1:N is a half',
-           'draws, 1/n, ceiling', 'draws, .5, ceiling',
+           'draws, 1/n, ceiling, int(full', 'draws, .5, ceiling, int(full',
            'test_every_record_is_what_a_loop_gives'),
     Mutant('protocols', 'galleries keep the own video',
            "if t.same_video == 'exclude' else None", 'if False else None',

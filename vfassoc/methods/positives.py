@@ -95,6 +95,7 @@ def check_positives(
     data:DataConfig, # of a recipe
     method:dict|ChosenMethod, # of the recipe
     where:str, # start of an error message
+    features:bool, # the encoder reads stored features
 ):
     "Check that a method can learn from the positives of a recipe. Raises `ConfigError`."
     if data.positives == 'same_video': return
@@ -107,4 +108,6 @@ def check_positives(
     if data.cluster_by == 'method':
         require(cls.makes_clusters(cfg), where, 'data.cluster_by', 'method',
                 f'voice, face, both for method {name}, which makes no clusters')
-    else: require(data.feature_file, where, 'data.cluster_by', data.cluster_by, 'method without data.feature_file')
+    else:
+        allowed = 'method for an encoder of media; voice, face, both with model.encoder = linear or mlp'
+        require(features, where, 'data.cluster_by', data.cluster_by, allowed)

@@ -37,7 +37,7 @@ class Recipe:
     def __post_init__(self):
         check_field(not self.data.shots or self.method.cls.supervised, 'data.shots', self.data.shots,
                     f'0 for method {self.method.name}, which must not know who is who')
-        check_positives(self.data, self.method, f'recipe {self.name}')
+        check_positives(self.data, self.method, f'recipe {self.name}', self.model.spec.cached)
 
     @property
     def uses_labels(self) -> bool:
@@ -202,6 +202,15 @@ RECIPES |= { # linear towers on the vectors of VoxCeleb1's twin, at CMPC's publi
     'cmpc-twin': ('cid-twin', {
         'name': 'CMPC',
         'method.name': 'cmpc', 'method.num_prototypes': [500, 1000, 1_500], 'method.cid_samples': 300_000}),
+    'cmpc-annealed-twin': ('cmpc-twin', {
+        'name': 'CMPC, annealed', 'method.recalibration': False,
+        'method.instance_schedule': 'cosine', 'method.instance_weight': 0.0, 'method.instance_samples': 1_450_000}),
+    'cmpc-cluster-twin': ('cmpc-twin', {
+        'name': 'CMPC, positives from its clusters', 'method.recalibration': False, 'data.positives': 'cluster'}),
+    'cid-cluster-twin': ('cid-twin', {
+        'name': 'CID, positives from feature clusters',
+        'data.positives': 'cluster', 'data.cluster_by': 'both', 'data.num_clusters': 1_000}),
+    'cid-oracle-twin': ('cid-twin', {'name': 'CID, oracle positives (labels)', 'data.positives': 'oracle'}),
 }
 
 _OLD_RECIPES = {'demo': 'cid-demo', 'encoders-demo': 'pretrain-demo', # names that are read for one release
