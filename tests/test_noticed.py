@@ -783,6 +783,25 @@ def test_training_validates_without_augmentation_and_records_whom_it_met(media, 
         assert [told(x) for x in zip(voice, face, idx)] == [(6 + i, 0, .5, 6 + i, 1, False) for i in range(4)]
 
 
+@pytest.mark.parametrize('recipe', ['cid-demo', 'cid-oracle-demo'])
+def test_a_run_trains_on_the_faces_that_its_recipe_draws(media, tmp_path, monkeypatch, recipe):
+    "Notices a draw that training leaves out, and a run with labels that does not say so."
+    batches = []
+    def fit(method, train, *rest):
+        batches.extend(train(0, 0))
+        return training.FitResult(training.FitState(), True, '')
+    monkeypatch.setattr(training_run, 'fit', fit)
+    settings = Settings(data=tmp_path, runs=tmp_path, device='cpu', workers=0)
+    changes = {'corpus': str(media.root), 'data.crop_seconds': 1., 'data.face_size': 16,
+               'train.batch_size': 4, 'train.total_samples': 8, 'train.lr_warmup': 4}
+    training_run.train(recipes.load_recipe(recipe, changes), tmp_path/'run', settings, quiet=True)
+    (voice, face, idx, *other), = batches
+    faces = other[0] if other else idx
+    assert [(told(x)[0], told(x)[3]) for x in zip(voice, face, idx)] == [*zip(idx.tolist(), faces.tolist())]
+    assert (idx//2 == faces//2).all() and (idx != faces).all() == (recipe == 'cid-oracle-demo')
+    assert ('uses_labels' in RunFolder(tmp_path/'run').provenance.read_text()) == (recipe == 'cid-oracle-demo')
+
+
 def test_cached_features_are_of_the_video_and_change_too(media, tmp_path):
     "Notices vectors of another video or corpus, and a clip or a face that stays the same in all epochs."
     def number(path): return [int(path.split('/v')[-1][0]), int(path.rsplit('/', 1)[1].split('.')[0])] # video and file
