@@ -137,7 +137,7 @@ GRIDS = { # name: fields of `Grid`
             'CMPC, 10 shots': {'recipe': 'low-shot-demo', 'init_from': '@+ recalibration (CMPC)', 'data.shots': 10,
                 'train.total_samples': 2560, 'train.lr_warmup': 256}},
         'evaluate': {'replicates': 100, 'candidates': [2]}},
-    'session-cmpc': { # what CMPC and its options do about a session that voice and face share; the last row reads labels
+    'session-cmpc': { # CMPC and its options where voice and face share a session; the last row reads labels
         'recipe': 'cmpc-demo',
         'synth': {'identities': 240, 'videos_per_identity': 12, 'seconds': 1.6, 'frames': 2, 'size': 64, 'train': .5,
             'valid': .1, 'session': 1., 'session_coupling': .9},
