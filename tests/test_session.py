@@ -13,7 +13,7 @@ from vfassoc.synthetic.corpus import (FACE_COLUMNS, FACE_CUE_COLUMNS, SESSION_CO
                                       VOICE_CUE_COLUMNS, SynthConfig, ceilings, draw_truth, make_media,
                                       oracle_scores, read_config, read_truth, write_corpus)
 from vfassoc.synthetic.population import (FACE_CUES, GENDERS, NATIONS, SESSION, SHIFTS, VOICE_CUES, Oracle,
-                                          PopulationModel, draw_features, draw_latents)
+                                          PopulationModel, draw_features, draw_latents, session_accuracy)
 
 LOUD = PopulationModel(coupling=.6, variation=1.2, session=1.3, session_coupling=.8)
 
@@ -91,6 +91,22 @@ def test_features_carry_latents_and_the_weight_of_the_cues():
     assert not np.allclose(draw_features(v, 16), draw_features(v, 16, seed=1))
     noisy = [draw_features(f, 24, np.random.default_rng(i)) for i in (0, 0, 1)]
     assert (noisy[0] == noisy[1]).all() and (noisy[0] != noisy[2]).any() and noisy[0].shape == (40, 24)
+
+@pytest.mark.parametrize('coupling, low, high', [(0., .44, .56), (1., .68, 1.)])
+def test_a_coupled_session_can_be_read_from_features(coupling, low, high):
+    v, f, _, person = population(PopulationModel(session=1., session_coupling=coupling), 240, 5)
+    v, f = draw_features(v, 48, np.random.default_rng(1)), draw_features(f, 64, np.random.default_rng(2))
+    assert low < session_accuracy(v, f, person, person < 180) < high
+
+def test_session_accuracy_by_hand():
+    "One coordinate, the same sign on both sides: each choice is right; the opposite sign at the test: each is wrong."
+    person, x = np.repeat(np.arange(6), 2), np.tile([-1., 1.], 6)[:, None]
+    train = person < 3
+    assert session_accuracy(x, 10 + 3*x, person, train) == 1.
+    assert session_accuracy(x, np.where(train[:, None], x, -x), person, train) == 0.
+    assert session_accuracy(x, np.where(train[:, None], x, 5.), person, train) == .5
+    with pytest.raises(ConfigError, match='session accuracy.*1'):
+        session_accuracy(x, x, person, np.arange(12) < 3)
 
 def test_latents_of_another_width_are_refused():
     with pytest.raises(ConfigError, match=r'features.*5'): draw_features(np.zeros((3, 5)), 16)

@@ -1998,6 +1998,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'vfassoc/synthetic/population.py'),
                                               'vfassoc.synthetic.population.draw_latents': ( '03_synthetic/population.html#draw_latents',
                                                                                              'vfassoc/synthetic/population.py'),
+                                              'vfassoc.synthetic.population.session_accuracy': ( '03_synthetic/population.html#session_accuracy',
+                                                                                                 'vfassoc/synthetic/population.py'),
                                               'vfassoc.synthetic.population.years': ( '03_synthetic/population.html#years',
                                                                                       'vfassoc/synthetic/population.py')},
             'vfassoc.synthetic.render': { 'vfassoc.synthetic.render._Skin': ( '03_synthetic/render.html#_skin',

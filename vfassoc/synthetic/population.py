@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GENDERS', 'NATIONS', 'FACTORS', 'VOICE_MODEL', 'FACE_MODEL', 'ACCENT', 'PALETTE', 'PALETTE_SD', 'SESSION',
            'VOICE_SESSION', 'FACE_SESSION', 'VOICE_CUES', 'FACE_CUES', 'SHIFTS', 'years', 'PopulationModel', 'Oracle',
-           'draw_latents', 'draw_features']
+           'draw_latents', 'draw_features', 'session_accuracy']
 
 # %% ../../nbs/03_synthetic/04_population.ipynb #1d663ab1
 from dataclasses import dataclass
@@ -303,3 +303,35 @@ def draw_features(
     if rng is not None: u += noise*rng.standard_normal(u.shape)
     z = np.tanh((u*weights).astype(np.float32)@first)@last
     return z/np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+
+# %% ../../nbs/03_synthetic/04_population.ipynb #4de20f62
+def session_accuracy(
+    voice:np.ndarray, # (n, k) a vector for the sound of each video
+    face:np.ndarray, # (n, l) a vector for its pictures
+    person:np.ndarray, # (n,) whose video
+    train:np.ndarray, # (n,) bool: videos to fit on; no person on both sides
+    ridge:float=1., # added to the variances of the standardized vectors
+) -> float: # share of choices between two videos of one test person; chance is 0.5
+    "Measure how well canonical correlations tell which of two videos of one person a voice belongs to."
+    person, train = np.unique(person, return_inverse=True)[1], np.asarray(train, bool)
+    shared = set(person[train]) & set(person[~train])
+    require(not shared, 'session accuracy', 'people in both parts', len(shared), '0')
+    count = np.bincount(person)
+    def centered(x):
+        total = np.zeros((len(count), x.shape[1]))
+        np.add.at(total, person, x)
+        x = x - (total/count[:, None])[person]
+        return x/np.maximum(x[train].std(0), 1e-9)
+    v, f = centered(np.asarray(voice, float)), centered(np.asarray(face, float))
+    roots = []
+    for x in (v, f):
+        values, vectors = np.linalg.eigh(x[train].T@x[train]/train.sum() + ridge*np.eye(x.shape[1]))
+        roots.append(vectors/np.sqrt(values)@vectors.T)
+    u, rho, w = np.linalg.svd(roots[0]@(v[train].T@f[train]/train.sum())@roots[1], full_matrices=False)
+    left, right = v@roots[0]@u*rho, f@roots[1]@w.T
+    right_choices = []
+    for p in np.unique(person[~train]):
+        s = left[person == p]@right[person == p].T
+        gap = np.diag(s)[:, None] - s
+        right_choices.append((1.*(gap > 0) + .5*(gap == 0))[~np.eye(len(s), dtype=bool)])
+    return float(np.concatenate(right_choices).mean())
