@@ -58,7 +58,7 @@ def make_run(path:Path, corpus:Path, seed:int=0, name:str='CID', strength:float=
     path.mkdir(parents=True)
     save_file(z, path/'embeddings.safetensors')
     pd.concat([voices, faces], ignore_index=True).to_parquet(path/'embeddings.parquet')
-    scores, trials = [], []
+    scores, apart, trials = [], [], []
     def share(p):
         return float((voices.video.to_numpy()[p.voice] == faces.video.to_numpy()[p.face])[p.label == 1].mean())
     def add(task, metric, value, chance, stratum='U', direction='', candidates=None, n=0, same=None):
@@ -67,9 +67,14 @@ def make_run(path:Path, corpus:Path, seed:int=0, name:str='CID', strength:float=
                            value=float(value), low=float(max(0, value - spread)),
                            high=float(min(1, value + spread)), chance=chance, ceiling=min(1., float(value) + .1),
                            trials=n, identities=PEOPLE, same_video=same))
+        for kind, by in dict(other_videos=value - .01, same_video=value + .03, gap=.04).items():
+            apart.append({**scores[-1], 'positives': kind, 'value': float(by), 'low': float(by - spread),
+                          'high': float(by + spread)})
     for stratum, cols in {'U': [], 'G': ['gender'], 'N': ['nationality'], 'GN': ['gender', 'nationality']}.items():
         p = _pairs(voices, faces, cols, rng).assign(stratum=stratum)
         p['score'] = sim[p.voice, p.face]
+        one = voices.video.to_numpy()[p.voice] == faces.video.to_numpy()[p.face]
+        p['positives'] = np.where(p.label == 0, '', np.where(one, 'same_video', 'other_videos'))
         add('verification', 'auc', roc_auc_score(p.label, p.score), .5, stratum, n=len(p), same=share(p))
         add('verification', 'eer', 1 - roc_auc_score(p.label, p.score), .5, stratum, n=len(p), same=share(p))
         trials.append(p.assign(task='verification', direction='', trial=range(len(p))))
@@ -89,11 +94,11 @@ def make_run(path:Path, corpus:Path, seed:int=0, name:str='CID', strength:float=
             add('retrieval', metric, v, 1/PEOPLE, direction=direction, n=len(s), same=1/VIDEOS)
     trials = pd.concat(trials, ignore_index=True).astype(dict.fromkeys(('task', 'direction', 'stratum'), 'category'))
     trials[['task', 'direction', 'stratum', 'trial', 'voice', 'face', 'label',
-            'score']].to_parquet(path/'trials.parquet')
+            'score', 'positives']].to_parquet(path/'trials.parquet')
     def write(file, x):
         return (path/file).write_text(json.dumps(x))
     write('metrics.json', {'schema': 1, 'scores': scores, 'notes': ['A, GNA: no age in this corpus'],
-                           'protocol': {'seed': 0, 'protocol': protocol}})
+                           'protocol': {'seed': 0, 'protocol': protocol}, 'by_positives': apart})
     write('config.json', {'name': name, 'corpus': 'fake', 'method': method or {'name': 'cid'},
                           'train': {'seed': seed, 'total_samples': 640}})
     write('provenance.json', dict(git_commit='0'*40, git_dirty=False, seed=seed, corpus='not here',

@@ -265,7 +265,8 @@ def test_old_runs_name_the_scorer_by(tmp_path, runs):
     "The metrics.json of old runs has `by` where new ones have `scorer`; both are read alike."
     m, path, found = read_json(runs[0]/'metrics.json'), make_run(tmp_path/'old', tmp_path/'corpus', 4), []
     for word in ('by', 'scorer'):
-        write_json(path/'metrics.json', {**m, 'scores': [{**s, word: 'cosine'} for s in m['scores']]})
+        mine = {**m, 'by_positives': [], 'scores': [{**s, word: 'cosine'} for s in m['scores']]}
+        write_json(path/'metrics.json', mine)
         found.append(tables.read_scores([path]))
     assert found[0].equals(found[1]) and set(found[0].scorer) == {'cosine'}
     assert found[0].method.str.endswith(', cosine').all()
@@ -298,8 +299,8 @@ def test_the_three_forms_say_the_same(runs):
 
 def test_merged_seeds_are_a_mean_over_runs(runs):
     s = tables.read_scores(runs)
-    m = tables.merge_seeds(s).query('method == "CID" and metric == "auc" and stratum == "U"')
-    x = s.query('method == "CID" and metric == "auc" and stratum == "U"').value.to_numpy()
+    one = 'method == "CID" and metric == "auc" and stratum == "U" and positives == "mixture"'
+    m, x = tables.merge_seeds(s).query(one), s.query(one).value.to_numpy()
     assert len(x) == 2 and m.value.item() == pytest.approx(x.mean()) and m.seeds.item() == 2
     assert m.high.item() == pytest.approx(min(1, x.mean() + 12.7062*abs(x[0] - x[1])/2), rel=1e-4)
 
@@ -328,7 +329,8 @@ def test_better_needs_three_seeds(tmp_path, seeds, verdict):
     grid = make_grid(tmp_path/'g', tmp_path/'corpus', {'CID': seeds, 'strong': seeds})
     _, page = run_report('compare', tmp_path/'r', dict(grid=grid, figures=tmp_path/'f'), code='hide', quiet=True)
     found = re.findall(
-        r'AUC, U: strong against CID: .{4,40}?, (\d) seeds?: (undecided|better|worse|no difference seen)', said(page))
+        r'AUC, U, other videos: strong against CID: .{4,40}?, (\d) seeds?: '
+        r'(undecided|better|worse|no difference seen)', said(page))
     assert found == [(str(seeds), verdict)]
     d = paired_differences(tables.read_scores([grid/f'v{i}/seed{s}' for i in (0, 1) for s in range(seeds)]),
                            'CID').query('metric == "auc" and stratum == "U"').iloc[0]
@@ -357,7 +359,7 @@ def test_ablations_with_what_a_grid_has(tmp_path, name):
     _, page = run_report(name, tmp_path/'r', dict(asked, baseline='CID'), code='hide', quiet=True)
     assert set(rows_of(page)['gone']) == {'–'} and 'gone' in said(page) and {'CID (3 seeds)', '+ prototypes (2 seeds)',
                                                                              'late'} <= rows_of(page).keys()
-    assert re.search(r'AUC, U: late against CID: –, no shared seed: undecided',
+    assert re.search(r'AUC, U, other videos: late against CID: –, no shared seed: undecided',
                      said(page)) and re.search(r'\+ prototypes against CID: \+\d.{4,40}?, 2 seeds: undecided',
                                                said(page))
     _, page = run_report(name, tmp_path/'r', dict(asked, baseline='gone'), code='hide', quiet=True)

@@ -31,11 +31,14 @@ def test_one_command_renders_the_page(cmpc_grid, tmp_path, monkeypatch, capsys):
     text = page.read_text()
     runs = [s.runs/f'small/{v}/seed{k}' for v in ('cid', 'cmpc') for k in (0, 1)]
     scores = tables.read_scores(runs)
-    mean = scores.query('method == "CMPC" and metric == "auc" and stratum == "G"').value.mean()
-    d = paired_differences(scores, 'CID').query('metric == "auc" and stratum == "U"').iloc[0]
+    mean = scores.query('method == "CMPC" and metric == "auc" '
+                        'and stratum == "G" and positives == "other_videos"').value.mean()
+    d = paired_differences(scores, 'CID').query(
+        'metric == "auc" and stratum == "U" and positives == "other_videos"').iloc[0]
     row = next(x for x in text.splitlines() if x.startswith('| CMPC (2 seeds)'))
     assert f'{100*mean:.1f}' in row and re.search(r'\d+ s \|$', row)
-    assert f'**CMPC is better than CID: undecided.** Difference in points, 2 seeds: AUC, U {100*d.value:+.2f}' in text
+    assert ('**CMPC is better than CID: undecided.** Difference in points, 2 seeds: AUC, U, other videos '
+            f'{100*d.value:+.2f}') in text
     commit = read_json(runs[0]/'provenance.json')['git_commit']
     assert '4 runs of the sweep `small`, seeds 0, 1' in text and (commit or 'unknown')[:10] in text
     assert 'vfassoc report compare --grid small' in text and f'vfassoc results --sweep {tmp_path}/small.json' in text
@@ -48,7 +51,7 @@ def test_three_seeds_give_a_verdict_of_the_claim(tmp_path):
     run_report('compare', tmp_path/'r', dict(grid=grid, figures=tmp_path/'f'), quiet=True)
     record, text = read_fragment(tmp_path/'f/compare.md')
     assert record['seeds'] == [0, 1, 2] and record['runs'] == 6 and record['grid'] == 'g'
-    assert '**strong is better than CID: holds.** Difference in points, 3 seeds: AUC, U +' in text
+    assert '**strong is better than CID: holds.** Difference in points, 3 seeds: AUC, U, other videos +' in text
     run_report('compare', tmp_path/'r', dict(grid=grid, figures=tmp_path/'f', baseline='strong'), quiet=True)
     assert '**CID is better than strong: fails.**' in read_fragment(tmp_path/'f/compare.md')[1]
 

@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 
 from ..core import RunError
 from ..evaluation.intervals import seed_interval
+from ..evaluation.other_videos import MIXTURE, OTHER
 from .pages import literal
 from .plots import COLORS, GREY, subplots
-from .tables import KEY
+from .tables import KEY, SETS, leading
 
 # %% ../../nbs/10_experiments/04_comparison.ipynb #ae234eb3
 COLUMNS = ['method', *KEY, 'value', 'low', 'high', 'seeds', 'each', 'verdict']
@@ -35,6 +36,7 @@ def paired_differences(
     if baseline not in set(scores.method):
         there = ', '.join(dict.fromkeys(scores.method))
         raise RunError(f'report: {baseline!r} is not among the methods {there}; choose one of them')
+    if 'positives' not in scores: scores = scores.assign(positives=MIXTURE)
     seed = scores.seed.map(lambda s: int(m[1]) if (m := re.search(r'train\.seed=(\d+)', s)) else -1)
     wide = scores.assign(train_seed=seed, candidates=scores.candidates.fillna(-1))
     wide = wide.pivot_table('value', ['train_seed'], ['method', *KEY], sort=False)
@@ -113,11 +115,18 @@ def of_score(
     metric:str, # auc, accuracy, map
     direction:str, # v2f, f2v; '' for verification
     stratum:str, # U, G, ...
+    positives:str='', # other_videos, mixture; '': other videos if there are any
 ) -> pd.DataFrame: # a row per method
     "Select the differences in one score; of 1:N matching that of N = 2."
     d = differences
     keep = (d.task == task) & (d.metric == metric) & (d.direction == direction) & (d.stratum == stratum)
-    return d[keep & d.candidates.isin([-1, 2])].drop_duplicates('method')
+    return d[keep & (d.positives == (positives or leading(d))) & d.candidates.isin([-1, 2])].drop_duplicates('method')
+
+def _rows(differences, scores):
+    "Return (label, rows of `differences`) of each score: those of other videos, then those of the mixture."
+    kinds = [k for k in (OTHER, MIXTURE) if (differences.positives == k).any()]
+    def label(name, k): return f'{name}, {SETS[k]}' if len(kinds) > 1 else name
+    return [(label(name, k), of_score(differences, *key, k)) for k in kinds for *key, name in scores]
 
 def difference_panels(
     differences:pd.DataFrame, # from `paired_differences` or `pairs_of`
@@ -125,12 +134,13 @@ def difference_panels(
     against:str='', # what all are compared with, for the titles
     width:float=5.5, # of a panel, inch
 ) -> Figure:
-    "Draw `forest_plot` of each score, two panels in a row."
-    rows = -(-len(scores)//2)
+    "Draw `forest_plot` of each score, two panels in a row: other videos above, the mixture below."
+    found = _rows(differences, scores)
+    rows = -(-len(found)//2)
     fig, axes = subplots(rows, 2, width=width, height=.9 + .36*differences.method.nunique(), squeeze=False)
-    for ax, (*key, label) in zip(axes.ravel(), scores):
+    for ax, (label, some) in zip(axes.ravel(), found):
         title = f'{label}, against {against}' if against else label
-        forest_plot(of_score(differences, *key), xlabel='difference (points)', title=title, ax=ax)
+        forest_plot(some, xlabel='difference (points)', title=title, ax=ax)
     return fig
 
 def change_lines(
@@ -141,7 +151,7 @@ def change_lines(
     "Write one line per difference: score, method, baseline, interval, verdict."
     other = f' against {literal(against)}' if against else ''
     return '\n'.join(f'- {label}: {literal(r.method)}{other}: {change(r)}'
-                     for *key, label in scores for r in of_score(differences, *key).itertuples())
+                     for label, some in _rows(differences, scores) for r in some.itertuples())
 
 def claim_verdict(
     verdicts:Sequence[str], # of `verdict`, one for each score
@@ -156,10 +166,10 @@ def claim_line(
     differences:pd.DataFrame, # from `paired_differences` or `pairs_of`, of one method
     scores:Sequence[tuple]=SCORES, # the scores that decide
 ) -> str: # Markdown
-    "Write a claim, its verdict, and the difference in each score with its interval, in points."
-    rows = [(label, r) for *key, label in scores for r in of_score(differences, *key).itertuples()]
+    "Write a claim, its verdict by other-video positives, and the difference in each score with its interval."
+    rows = [(label, r) for label, some in _rows(differences, scores) for r in some.itertuples()]
     if not rows: return f'- **{literal(claim)}: undecided.** Not measured.'
-    word, said = claim_verdict([r.verdict for _, r in rows]), []
+    word, said = claim_verdict([r.verdict for _, r in rows if r.positives == leading(differences)]), []
     for label, r in rows:
         interval = f' [{100*r.low:+.2f}, {100*r.high:+.2f}]' if np.isfinite([r.low, r.high]).all() else ''
         said.append(f'{label} {100*r.value:+.2f}{interval}' if r.seeds else f'{label} –')

@@ -24,8 +24,10 @@ what they publish. No number on this page is typed.*
 
 Percent: mean and 95 % interval over training seeds (Student's t), on the same test identities; chance and oracle
 (ceiling) stand below. Differences are taken seed by seed, in points. U: any impostor; G: an impostor of the same
-gender. A claim *holds* if every score is better, *fails* if one or more are worse and none is better, and is
-*undecided* otherwise; a verdict needs three seeds or more.
+gender. Other videos: voice and face of a positive come from two videos; mixture: all positives, as in the papers;
+shortcut gap: same-video minus other-video positives. A claim is judged by other-video scores: it *holds* if every one
+is better, *fails* if one or more are worse and none is better, and is *undecided* otherwise; a verdict needs three
+seeds or more.
 All of it is measured on synthetic corpora with small encoders; results on VoxCeleb1 may differ."""
 
 def read_fragment(
