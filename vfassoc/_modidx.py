@@ -2364,8 +2364,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'vfassoc.video.extraction.ExtractConfig.__post_init__': ( '02_video/extraction.html#extractconfig.__post_init__',
                                                                                                     'vfassoc/video/extraction.py'),
                                           'vfassoc.video.extraction.Look': ('02_video/extraction.html#look', 'vfassoc/video/extraction.py'),
-                                          'vfassoc.video.extraction.Look.largest': ( '02_video/extraction.html#look.largest',
-                                                                                     'vfassoc/video/extraction.py'),
                                           'vfassoc.video.extraction._Clock': ( '02_video/extraction.html#_clock',
                                                                                'vfassoc/video/extraction.py'),
                                           'vfassoc.video.extraction._Clock.__init__': ( '02_video/extraction.html#_clock.__init__',

@@ -149,10 +149,13 @@ class Frame:
 
 def _packets(container, stream) -> Iterator: # decoded frames; damaged packets are skipped
     "Demux and decode one stream."
-    packets = container.demux(stream)
-    while True:
+    packets, damaged = container.demux(stream), 0
+    while damaged < 100:
         try: packet = next(packets)
-        except (StopIteration, av.error.FFmpegError): return
+        except (StopIteration, av.error.EOFError): return
+        except av.error.FFmpegError: # go on behind it
+            packets, damaged = container.demux(stream), damaged + 1
+            continue
         try: yield from packet.decode()
         except av.error.FFmpegError: continue
 

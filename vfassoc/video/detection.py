@@ -133,7 +133,7 @@ def suppress(
     of_smaller:bool=False, # intersection over the smaller box, not over the union
 ) -> Tensor: # (k,) kept rows, best first
     "Drop every box that a better one overlaps, whether that one is kept or not."
-    order = scores.argsort(descending=True, stable=True)
+    order = scores.argsort(stable=True).flip(0) # of equal scores the last one first, as published
     boxes = boxes[order]
     overlap = _overlap_of_smaller(boxes) if of_smaller else box_iou(boxes, boxes)
     return order[~(overlap > threshold).triu(1).any(0)]

@@ -7,6 +7,7 @@ __all__ = ['ExtractConfig', 'find_speech', 'Look', 'see_faces', 'judge', 'extrac
 
 # %% ../../nbs/02_video/05_extraction.ipynb #1ebe0ecc
 import math, time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -120,9 +121,6 @@ class Look:
     quality:list[Quality] # of each face
     image:np.ndarray|None=field(default=None, repr=False) # only while its segment is open
 
-    def largest(self) -> int: # index of a face
-        return int(np.argmax([q.size for q in self.quality]))
-
 def see_faces(
     frames:Iterable[Frame], # of one video, in order
     cfg:ExtractConfig, # threshold
@@ -144,9 +142,14 @@ def judge(
 ) -> tuple[str, list[int]]: # why it is dropped ('' = kept); index of the face in each look, -1: none
     "Decide whether a segment shows one face, and say why not."
     if not looks: return 'no picture there', []
-    chosen = [look.largest() if look.tracks else -1 for look in looks]
-    if max(chosen) < 0: return 'no face', chosen
-    if cfg.several == 'drop' and any(len(look.tracks) > 1 for look in looks): return 'several faces', chosen
+    sizes = Counter()
+    for look in looks: sizes.update({t: q.size for t, q in zip(look.tracks, look.quality)})
+    if not sizes: return 'no face', []
+    largest = sizes.most_common(1)[0][0] # the track with the largest faces in sum
+    several = any(len(look.tracks) > 1 for look in looks)
+    if cfg.several == 'drop' and several: return 'several faces', []
+    if cfg.several == 'drop': chosen = [0 if look.tracks else -1 for look in looks]
+    else: chosen = [look.tracks.index(largest) if largest in look.tracks else -1 for look in looks]
     missed = [i < 0 for i in chosen]
     if np.mean(missed) > cfg.gaps or any(look.cut and m for look, m in zip(looks, missed)):
         return 'face not always visible', chosen
@@ -159,14 +162,17 @@ def judge(
     return why, chosen
 
 # %% ../../nbs/02_video/05_extraction.ipynb #2b089293
+_EDGE = .05 # seconds by which a frame may lie outside of its segment
+
 def _open_segments(looks:Iterable[Look], segments:list[Segment]) -> Iterator[tuple[int, list[Look]]]:
     "Yield the number of each segment with its looks when it is over."
     at, held = 0, []
     for look in looks:
-        while at < len(segments) and look.time > segments[at].end + 1e-3:
+        while at < len(segments) and look.time > segments[at].end + _EDGE:
             yield at, held
             at, held = at + 1, []
-        if at < len(segments) and look.time >= segments[at].begin - 1e-3 and not segments[at].dropped: held.append(look)
+        inside = at < len(segments) and look.time >= segments[at].begin - _EDGE
+        if inside and not segments[at].dropped: held.append(look)
         yield -1, [look]
         if not held or held[-1] is not look: look.image = None
     for k in range(at, len(segments)): yield k, held if k == at else []

@@ -35,8 +35,8 @@ _PICTURES = set('.jpg .jpeg .png .webp .bmp .gif .tif .tiff .avif .heic .heif .s
 class Source(NamedTuple):
     "One file to be ingested."
     kind:Literal['video', 'audio', 'image']
-    root:str # the folder that was named, or the folder of the file that was named
-    name:str # path below it
+    root:str # the folder that holds the folder or the file that was named
+    name:str # the folder's name and the path below it; the name of a file that was named
     size:int # bytes
     changed:int # time of the last change, ns
 
@@ -52,7 +52,7 @@ def find_sources(
     places:Sequence[str|Path], # files and folders
     out:str|Path, # a folder that is not searched: the corpus
 ) -> list[Source]: # by name
-    "List the files below the given places. Raises `CorpusError` if a place is not there or two files have one name."
+    "List the files below the given places. Raises `CorpusError` for a missing place and for two files of one name."
     found, out = [], Path(out).absolute()
     for place in map(Path, places):
         if not os.path.exists(place):
@@ -61,14 +61,15 @@ def find_sources(
             Path(folder)/n for folder, dirs, names in os.walk(place) for n in names
             if not n.startswith('.') and not any(p.startswith('.') for p in Path(folder).relative_to(place).parts)
             and not Path(folder).absolute().is_relative_to(out))
-        root = place.parent if place.is_file() else place
+        root = place.absolute().parent
         for path in inside:
             end = path.suffix.lower()
             if end in _SIDE or (end in _PICTURES) != (kind == 'image') or not path.is_file(): continue
             with readable(path): s = path.stat()
-            found.append(Source(kind, str(root), path.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns))
+            name = path.absolute().relative_to(root).as_posix()
+            found.append(Source(kind, str(root), name, s.st_size, s.st_mtime_ns))
     if twice := [n for n, k in Counter(s.name for s in found).items() if k > 1]:
-        raise CorpusError(f'{places[0]}: {twice[0]} is there in two of the given folders; rename one of them')
+        raise CorpusError(f'{places[0]}: {twice[0]} is given twice; rename one, or name a folder above both')
     return sorted(found, key=lambda s: s.name)
 
 # %% ../../nbs/02_video/07_ingest.ipynb #cdb84291
@@ -107,9 +108,10 @@ def read_identity_table(
 def _identity(source:Source, how:str, table:pd.DataFrame|None) -> str|None: # None: the table does not name the file
     path = Path(source.name)
     if table is None:
-        folder = path.parent.name or Path(source.root).absolute().name
+        folder = path.parent.name or Path(source.root).name
         return {'folder': folder, 'file': path.stem, 'none': ''}[how]
-    return next((table.identity[k] for k in (source.name, path.name, path.stem) if k in table.index), None)
+    below = '/'.join(path.parts[1:]) # as seen from the folder that was named
+    return next((table.identity[k] for k in (source.name, below, path.name, path.stem) if k in table.index), None)
 
 def split_identities(
     identities:Sequence[str], # all
@@ -286,7 +288,7 @@ def _done(out:Path, source:Source) -> dict|None:
     return record if (record.get('size'), record.get('changed')) == (source.size, source.changed) else None
 
 def _run(sources, names, out, cfg, workers, scheduler, quiet) -> list[dict]:
-    "Process the files that are not done, several at once; return all records in the order of the files."
+    "Process the files that are not done, several at once; return all records, by name."
     records = {s.key: r for s in sources if (r := _done(out, s))}
     todo = [s for s in sources if s.key not in records]
     jobs = 1 if scheduler == '' and (workers < 2 or len(todo) < 2) else workers
@@ -298,7 +300,9 @@ def _run(sources, names, out, cfg, workers, scheduler, quiet) -> list[dict]:
         for s, record in zip(todo, run(jobs_todo)):
             records[s.key] = record
             bar.update(1)
-    return [records[s.key] for s in sources]
+    for path in (out/'ingest'/'files').glob('*.json'): # of files that were given before
+        if path.stem not in records: records[path.stem] = read_table(path)
+    return sorted(records.values(), key=lambda r: r['file'])
 
 def _write_tables(out:Path, records:list[dict], cfg:IngestConfig, table:pd.DataFrame|None) -> None:
     "Write metadata, splits, the account of files and minutes, sheets and a timeline."
@@ -365,9 +369,9 @@ def ingest(
     _write_tables(out, records, cfg, known)
     return minutes
 
-# %% ../../nbs/02_video/07_ingest.ipynb #0c6ebca6
+# %% ../../nbs/02_video/07_ingest.ipynb #4e6f33ab
 def convert_tree(
-    out:str|Path, # the corpus; wav/... and faces/... are written in it
+    out:str|Path, # the corpus: files inside it are converted at their places, others into its wav and faces
     audio:Sequence[str|Path]=(), # folders of sound files in the tree's form: ID/VIDEO/FILE
     images:Sequence[str|Path]=(), # folders of pictures: ID/1.6/VIDEO/FILE
     workers:int=2, # files at once; below 2: in this process
@@ -378,9 +382,10 @@ def convert_tree(
     for kind, places, tree, end in (('audio', audio, 'wav', '.wav'), ('image', images, 'faces', '.jpg')):
         readable_as_it_is = MEDIA['voice' if kind == 'audio' else 'face']
         for s in find_sources(kind, places, out/'ingest'):
-            inside = s.path.absolute().is_relative_to(out/tree)
+            inside = s.path.is_relative_to(out)
             if inside and s.path.suffix.lower() in readable_as_it_is: continue
-            jobs.append((kind, s.path, (out/tree/s.name).with_suffix(end)))
+            place = s.path if inside else out/tree/'/'.join(Path(s.name).parts[1:] or [s.name])
+            jobs.append((kind, s.path, place.with_suffix(end)))
     if not jobs: raise CorpusError(f'{out}: nothing to convert in the given folders; check their names')
     with claim(out):
         run = joblib.Parallel(n_jobs=max(1, workers) if len(jobs) > 1 else 1, return_as='generator')
@@ -394,6 +399,10 @@ def convert_tree(
 
 def _convert(kind:str, path:Path, target:Path) -> str: # what became of it
     if target.is_file(): return 'there already'
+    made = [p for p in target.parents if not p.exists()]
     try: (convert_sound if kind == 'audio' else convert_picture)(path, target)
-    except MediaError as e: return e.reason
+    except MediaError as e:
+        with contextlib.suppress(OSError):
+            for p in made: p.rmdir()
+        return e.reason
     return 'converted'

@@ -97,7 +97,7 @@ def utterances(
         elif begin is not None and (p < threshold - .15 or i == len(prob)):
             if quiet is None: quiet = i
             if (i - quiet)*FRAME >= silence*SAMPLE_RATE or i == len(prob):
-                end = i if i == len(prob) and i == quiet else quiet
+                end = i if i == len(prob) else quiet
                 if (end - begin)*FRAME > least*SAMPLE_RATE: found.append((begin, end))
                 begin = quiet = None
     t = np.array(found, float).reshape(-1, 2)*FRAME/SAMPLE_RATE + (-pad, pad)
