@@ -345,14 +345,6 @@ def test_report_form_allows():
 
 # ---- room to breathe: 120 columns, one statement per line, no lambda with a name, functions of at most 40 lines
 
-# files that do not keep the rule yet: names leave this list, none joins it
-DENSE = set("""
-""".split())
-
-# functions that may be longer, by name
-LONG = set("""
-""".split())
-
 def _generated(d:dict) -> bool:
     "Is this place a line of the list `__all__` that nbdev writes?"
     path = Path(d['filename'])
@@ -379,7 +371,7 @@ def test_lines_have_room():
     more = [p.relative_to(ROOT) for d in ('tests', 'benchmarks') for p in sorted((ROOT/d).glob('*.py'))]
     paths = [p for p in (*modules(), *notebooks(), *more) if p.name != '_modidx.py' and not is_index(p)]
     found = {str(p.relative_to(ROOT)): why for p, why in dense([ROOT/p for p in paths]).items()}
-    assert {p: why for p, why in found.items() if p not in DENSE} == {}
+    assert found == {}
 
 @pytest.mark.parametrize('line, code', [('x = "' + 'a'*120 + '"', 'E501'), ('x = 1; y = 2', 'E702'),
                                         ('f = lambda x: x', 'E731')])
@@ -397,7 +389,7 @@ def long_functions(source:str, most:int=40) -> list[str]:
 
 def test_functions_fit_on_a_screen():
     found = {f'{module_name(p)}.{name}' for p in modules() for name in long_functions((ROOT/p).read_text())}
-    assert found - LONG == set(), 'split it, or name it in LONG'
+    assert found == set(), 'split it'
 
 def test_function_rule_notices():
     body = '\n'.join('    x = 1' for _ in range(40))

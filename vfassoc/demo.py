@@ -13,13 +13,13 @@ from vfassoc.training.loop import interruption
 from vfassoc.training.recipes import load_recipe
 from vfassoc.training.run import open_corpus, train
 
-CORPUS = SynthConfig(identities=400) # 280 people to learn from, 40 to choose the checkpoint by, 80 to be tested on
+CORPUS = SynthConfig(identities=400) # 280 training, 40 validation, 80 test identities
 # trained one after another, each into runs/NAME; FAA on the features of the first
 RECIPES = ('cid-demo', 'cmpc-demo', 'faa-demo')
 
 
 def run_demo(settings:Settings):
-    "Corpus, manifest, training, evaluation, report; what an earlier call finished is not done again."
+    "Run corpus, manifest, training, evaluation and report; skip the steps that an earlier call finished."
     with claim(settings.figures/'demo'/'demo'): _steps(settings)
 
 
@@ -28,7 +28,7 @@ def _steps(settings):
     def say(step, text):
         return print(f'\n[{step}/5, {time.perf_counter() - start:.0f} s] {text}', flush=True)
     report = find_report('evaluate')
-    say(1, f'drawing a corpus of {CORPUS.identities} people into {settings.data/"demo"}')
+    say(1, f'generating a corpus of {CORPUS.identities} identities in {settings.data/"demo"}')
     write_corpus(settings.data/'demo', CORPUS, settings.workers)
     say(2, 'scanning it')
     print(summary(open_corpus('demo', settings)).to_string())
@@ -36,13 +36,13 @@ def _steps(settings):
     for name, run in zip(RECIPES, runs):
         recipe = load_recipe(name, {'train.seed': settings.seed})
         if recipe.data.feature_file and not (file := features_path(recipe.data.feature_file, settings)).exists():
-            say(3, f'embedding the corpus with the towers of {runs[0]}, for {recipe.name} to start from')
+            say(3, f'embedding the corpus with the towers of {runs[0]}, as features for {recipe.name}')
             make_features(str(runs[0]), recipe.corpus, file, settings)
         say(3, f'training {recipe.name} into {run}')
         result = train(recipe, run, settings)
         if not result.finished: raise interruption(result.by, f'{run}: {result.reason}')
         print(f'{result.reason}; best validation AUC {result.state.best:.3f} in epoch {result.state.best_epoch}')
-    say(4, 'evaluating on people the models have never met')
+    say(4, 'evaluating on unseen identities')
     for run in runs: evaluate_run(run, settings)
     say(5, 'writing the report')
     _, page = run_report(report, settings.figures/'demo'/'demo', dict(

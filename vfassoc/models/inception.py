@@ -47,12 +47,12 @@ def block35() -> nn.Module:
     return Residual(256, [chain(down), chain(down, conv), chain(down, conv, conv)], 96, .17)
 
 def block17() -> nn.Module:
-    "17 x 17: a 7 x 7 neighbourhood as a row and a column."
+    "17 x 17: a 7 x 7 neighborhood as a row and a column."
     row, column = (128, 128, (1, 7), 1, (0, 3)), (128, 128, (7, 1), 1, (3, 0))
     return Residual(896, [chain((896, 128)), chain((896, 128), row, column)], 256, .10)
 
 def block8(scale:float=.20, relu:bool=True) -> nn.Module:
-    "8 x 8: a 3 x 3 neighbourhood as a row and a column."
+    "8 x 8: a 3 x 3 neighborhood as a row and a column."
     row, column = (192, 192, (1, 3), 1, (0, 1)), (192, 192, (3, 1), 1, (1, 0))
     return Residual(1792, [chain((1792, 192)), chain((1792, 192), row, column)], 384, scale, relu)
 
