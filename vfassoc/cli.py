@@ -387,6 +387,35 @@ def _add_sweep(sub):
                    help='a field of the sweep, e.g. seeds=[0,1], changes.train.total_samples=5000; may be repeated')
 
 
+def tune(a, s):
+    from vfassoc.core import from_dict
+    from vfassoc.experiments.tuning import TuneConfig, tune as run
+    from vfassoc.training.recipes import load_recipe
+    from vfassoc.training.run import run_path
+    cfg = from_dict(TuneConfig, dict(trials=a.trials, sampler=a.sampler, seed=s.seed), 'tune')
+    c = changes(a.set, 'tune') | ({'corpus': a.corpus} if a.corpus else {})
+    recipe = load_recipe(a.recipe, {'train.seed': s.seed, **c})
+    folder = run_path(a.run or f'tune-{Path(a.recipe).stem}', s)
+    table = run(recipe, folder, s, cfg, a.jobs, a.scheduler)
+    if not table.auc.notna().any(): raise RunError(f'{folder}: no trial was scored; see trials.csv')
+    best = table.loc[table.auc.idxmax()]
+    print(f'{folder}: best of {a.trials} trials is {best.number}, validation AUC {100*best.auc:.1f} over other videos; '
+          f'train it with `vfassoc train {folder/"best.json"}`')
+
+
+def _add_tune(sub):
+    q = command(sub, tune, 'search the settings of a method on validation identities; the same command resumes')
+    q.add_argument('recipe', help='the base: cid-demo, cmpc-demo, ... (a wrong name lists all), or a JSON file')
+    q.add_argument('--run', help='folder of the study: a name under `runs`, or a path (default: tune-RECIPE)')
+    q.add_argument('--corpus', help=f"{CORPUS} (default: the recipe's)")
+    q.add_argument('--trials', type=int, default=20, help='finished trials in all (default: 20)')
+    q.add_argument('--sampler', default='tpe', help='tpe or random (default: tpe)')
+    q.add_argument('--jobs', type=int, default=1, help='trials at a time (default: 1)')
+    q.add_argument('--scheduler', default='', metavar='ADDRESS',
+                   help='address of a Dask scheduler, for several machines with a shared disk')
+    q.add_argument('--set', **MANY, help='change a field of the base, e.g. train.total_samples=5000; may be repeated')
+
+
 def report(a, s):
     from vfassoc.experiments.runner import declared, find_report, parse_parameters, result_name, run_report
     from vfassoc.training.run import run_path
@@ -436,7 +465,8 @@ def _add_demo(sub):
 
 # one per command, in the order of `--help`
 ADDERS = (_add_synthesize, _add_prepare, _add_ingest, _add_voxceleb1, _add_vectors, _add_twin, _add_pack, _add_extract,
-          _add_train, _add_flops, _add_evaluate, _add_trials, _add_sweep, _add_report, _add_results, _add_demo)
+          _add_train, _add_flops, _add_evaluate, _add_trials, _add_sweep, _add_tune, _add_report, _add_results,
+          _add_demo)
 
 
 def parser():
