@@ -475,7 +475,7 @@ MUTANTS = [
            '        same = who[:, None] == who[None]\n', '        same = np.eye(len(who), dtype=bool)\n',
            'test_validation_counts_all_pairs_of_a_person', by='both'),
     Mutant('recipes', 'validation ignores the order of its batches',
-           'identity[torch.cat(idx).numpy()]', 'identity',
+           'return_inverse=True)[1][torch.cat(idx).numpy()]', 'return_inverse=True)[1]',
            'test_validation_counts_all_pairs_of_a_person'),
     Mutant('recipes', 'validation within modalities counts a pair with itself',
            'np.triu_indices(len(who), 1)', 'np.triu_indices(len(who), 0)',
