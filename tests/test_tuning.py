@@ -1,7 +1,8 @@
 "A study: what is drawn, what counts, what a death leaves, who may resume it."
 import json, subprocess, sys
+from types import SimpleNamespace
 
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest, torch
 
 import tiny_grid
 from vfassoc.cli import main
@@ -10,6 +11,7 @@ from vfassoc.experiments import tuning
 from vfassoc.experiments.tuning import (SPACE, TuneConfig, other_video_auc, search_space, study_table, trial_settings,
                                         tune)
 from vfassoc.methods.base import METHODS
+from vfassoc.models.fusion import FusionConfig, FusionEncoder
 from vfassoc.synthetic.corpus import SynthConfig, write_corpus
 from vfassoc.training.loop import DivergedError
 from vfassoc.training.recipes import RECIPES, load_recipe
@@ -93,6 +95,40 @@ def test_other_video_auc_is_a_loop_over_pairs_of_two_videos():
 def test_one_video_an_identity_is_an_error():
     with pytest.raises(CorpusError, match='3 videos'): other_video_auc(np.eye(3), np.array(['a', 'b', 'c']))
 
+class Given(torch.nn.Module):
+    "Encoders that return their input."
+    def encode_voice(self, x): return x
+    def encode_face(self, x): return x
+
+def scored(monkeypatch, recipe, v, f, who, scorer=None):
+    "The validation score of a run whose embeddings are given; the batches come in another order."
+    def pairs(split, augment):
+        assert (split, augment) == ('valid', False)
+        return Pairs()
+    class Pairs:
+        videos = pd.DataFrame({'identity': who})
+        def __len__(self): return len(who)
+    order = np.random.default_rng(1).permutation(len(who))
+    parts = [torch.from_numpy(x) for x in np.array_split(order, 3)]
+    source = SimpleNamespace(pairs=pairs, batches=lambda data, plan: [(v[i], f[i], i) for i in parts])
+    monkeypatch.setattr(tuning, 'open_source', lambda *a: source)
+    run = SimpleNamespace(recipe=recipe, model=Given(), pair_scorer=scorer)
+    return tuning.validation_score(run, None, SimpleNamespace(torch_device=torch.device('cpu')))
+
+def test_a_run_is_scored_as_it_compares(monkeypatch):
+    "Cosine, the fusion transformer's log-odds, or each modality alone: on validation videos, by other videos."
+    torch.manual_seed(0)
+    who = np.array(list('aabbccddee'))
+    v, f = (torch.nn.functional.normalize(torch.randn(10, 8), dim=1) for _ in range(2))
+    def close(got, scores): assert abs(got - other_video_auc(scores.numpy(), who)) < 1e-12
+    close(scored(monkeypatch, load_recipe('cid-demo'), v, f, who), v @ f.T)
+    fusion = FusionEncoder(FusionConfig(dim=8, layers=1, heads=2, inner=8)).eval()
+    with torch.no_grad(): odds = torch.stack([fusion.log_odds(x.expand(10, -1), f) for x in v])
+    close(scored(monkeypatch, load_recipe('faa-demo'), v, f, who, fusion), odds)
+    alone = [other_video_auc((z @ z.T).numpy(), who) for z in (v, f)]
+    got = scored(monkeypatch, load_recipe('pretrain-demo'), v, f, who)
+    assert abs(got - np.mean(alone)) < 1e-12
+
 
 # ---- budget and resuming
 
@@ -154,6 +190,13 @@ def test_two_commands_work_on_one_study(home, tmp_path):
 def test_workers_share_a_study(home, tmp_path):
     t = tune(cid(), tmp_path/'s', here(home), TuneConfig(trials=3), jobs=2, say=quiet)
     assert (t.state == 'complete').sum() == 3
+
+def test_dask_workers_share_a_study(home, tmp_path):
+    distributed = pytest.importorskip('distributed')
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        t = tune(cid(), tmp_path/'s', here(home), TuneConfig(trials=3), jobs=2, scheduler=cluster.scheduler_address,
+                 say=quiet)
+    assert t.state.tolist() == ['complete']*3
 
 def test_what_diverges_counts(home, tmp_path, monkeypatch):
     def diverging(recipe, *a, **kw): raise DivergedError('the loss is not finite at step 3')
