@@ -453,6 +453,8 @@ def test_the_command_says_what_was_kept(videos, tmp_path, monkeypatch, capsys):
     assert 'kept' in capsys.readouterr().out
     said = json.loads((tmp_path/'data'/'two'/'ingest.json').read_text())
     assert said['several'] == 'keep-largest' and len(said['largest_of_several']) == said['clips'] == 1
+    report = scan(tmp_path/'data'/'two', quiet=True).report
+    assert report['clips with several faces, of which the largest is kept'] == said['largest_of_several']
     assert main(['ingest', str(videos), '-o', 'x', '--set', 'margn=2']) == 2
     assert "'margn'" in capsys.readouterr().err
 

@@ -408,6 +408,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'vfassoc.corpus.manifest._journal': ( '01_corpus/manifest.html#_journal',
                                                                                'vfassoc/corpus/manifest.py'),
                                          'vfassoc.corpus.manifest._kept': ('01_corpus/manifest.html#_kept', 'vfassoc/corpus/manifest.py'),
+                                         'vfassoc.corpus.manifest._largest_of_several': ( '01_corpus/manifest.html#_largest_of_several',
+                                                                                          'vfassoc/corpus/manifest.py'),
                                          'vfassoc.corpus.manifest._long_clips': ( '01_corpus/manifest.html#_long_clips',
                                                                                   'vfassoc/corpus/manifest.py'),
                                          'vfassoc.corpus.manifest._odd_names': ( '01_corpus/manifest.html#_odd_names',

@@ -47,8 +47,8 @@ def _read(
     "Seek to the crop and read it."
     with soundfile.SoundFile(path) as f:
         if _is_mp3(f):
-            raise CorpusError(f'{path}: is MP3, which is not read; convert it to wav, e.g. with '
-                              'ffmpeg -i OLD -ac 1 -ar 16000 NEW.wav')
+            raise CorpusError(f'{path}: is MP3, which is not read; convert it: '
+                              'vfassoc ingest --audio OLD -o NEW --as-is')
         want = f.frames if size is None else min(f.frames, -(-size*f.samplerate//SAMPLE_RATE))
         if want < f.frames: f.seek((f.frames - want)//2 if rng is None else int(rng.integers(f.frames - want + 1)))
         x = f.read(want, dtype='float32', always_2d=True)

@@ -117,7 +117,7 @@ MEDIA_ROOTS = {'voice': ('wav', 'dev/wav', 'test/wav', 'vox1_dev_wav/wav', 'vox1
 MEDIA = {'voice': ('.wav', '.flac', '.ogg'), 'face': ('.jpg', '.jpeg', '.png')} # file formats that are read
 _FILM = ('.mp4', '.mkv', '.webm', '.mov', '.avi')
 CONVERT = {'voice': ('.m4a', '.mp3', '.aac', '.opus', '.wma', *_FILM),
-           'face': ('.webp', '.bmp', '.tif', '.tiff', '.gif', '.heic', '.avif', *_FILM)} # formats that ffmpeg converts
+           'face': ('.webp', '.bmp', '.tif', '.tiff', '.gif', '.heic', '.avif', *_FILM)} # formats to be converted
 LAYOUT_HELP = 'a corpus is a VoxCeleb1 tree: wav/ID/VIDEO/00001.wav beside faces/NAME/1.6/VIDEO/0000025.jpg'
 
 def conversion(
@@ -125,12 +125,12 @@ def conversion(
     suffix:str, # of the files to convert, one of CONVERT
     modality:str='voice', # what they become: voice or face
 ) -> str: # one line for a POSIX shell
-    "Return the command that converts all such files below a folder with ffmpeg; a film gives one face per second."
-    if modality == 'voice': new, how = '.wav', '-vn -ac 1 -ar 16000 '
-    elif suffix.lower() in CONVERT['voice']: new, how = '%04d.jpg', '-r 1 -q:v 2 '
-    else: new, how = '.jpg', '-frames:v 1 -q:v 2 '
-    convert = f'ffmpeg -n -loglevel error -i "$0" {how}"${{0%{suffix}}}{new}"'
-    return f"find {shlex.quote(str(folder))} -name '*{suffix}' -exec sh -c '{convert}' {{}} ';'"
+    "Return the command that converts all such files below a folder; films among faces become a corpus of their own."
+    place, root = shlex.quote(str(folder)), str(Path(folder).parent)
+    if suffix.lower() == '.heic': return 'save them as JPEG with another program; HEIC is not read'
+    if modality == 'face' and suffix.lower() in _FILM:
+        return f'vfassoc ingest {place} -o {shlex.quote(f"{root}-ingested")}'
+    return f'vfassoc ingest --{"audio" if modality == "voice" else "images"} {place} -o {shlex.quote(root)} --as-is'
 
 _LOOK = b'2' # part of every signature; increase it when probes report more, so that stored manifests are rebuilt
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 from joblib import Parallel, delayed
 
-from ..core import CorpusError, atomic_path, claim, progress, require
+from ..core import CorpusError, atomic_path, claim, progress, read_table, require
 from .audio import probe_audio
 from .faces import UNCROPPED, probe_face
 from .layout import (LAYOUT_HELP, MEDIA, SPLITS, MEDIA_ROOTS, Listing, abbreviate, hints, list_media,
@@ -184,6 +184,10 @@ def _long_clips(fit:pd.DataFrame) -> list[str]: # path (seconds), the longest fi
     d = fit[fit.duration > LONG].sort_values('duration', ascending=False, kind='stable')
     return [f'{p} ({s:.0f} s)' for p,s in zip(d.path, d.duration)]
 
+def _largest_of_several(root:Path) -> list[str]: # clips that `vfassoc ingest --several keep-largest` kept
+    path = root/'ingest.json'
+    return read_table(path, largest_of_several=list).get('largest_of_several', []) if path.is_file() else []
+
 def _odd_names(paths:pd.Series) -> list[str]:
     "List faces whose file names have a rarer pattern than most: two schemes may give two frames one number."
     if not len(paths): return []
@@ -219,6 +223,8 @@ def _build(root:Path, listing:Listing, workers:int, check:str, shared:str, quiet
     m.report[f'faces {UNCROPPED} (not square, or above 1000 pixels)'] = uncropped
     m.report['faces not named like most'] = _odd_names(m.table[m.table.modality == 'face'].path)
     m.report['videos with one modality'] = [f'{i}/{v} ({k} only)' for i,v,k in half.itertuples(index=False)]
+    if several := _largest_of_several(root):
+        m.report['clips with several faces, of which the largest is kept'] = several
     alone = {s: ids[0] for s in SPLITS.values() if len(ids := m.identities(s)) == 1}
     m.report['splits with one identity'] = [f'{s}: {i}, so no impostor can be drawn' for s,i in alone.items()]
     if not m._videos[1].any(): raise CorpusError(f'{root}: {_why_nothing(m)}')
