@@ -1,9 +1,9 @@
-"""How many times faster than real time `vfassoc ingest` is on one core, and the share of each stage.
+"""Times real time of `vfassoc ingest` on one core, and the share of each stage.
 
     python benchmarks/ingest.py [--minutes 2] [--height 720] [--video FILE]
 
-Draws a talking head at 25 frames per second, encodes it as H.264, and extracts it with one thread. With --video it takes a
-video of yours. Also prints the growth of resident memory from the first half of the work to its end."""
+Draws a talking head at 25 frames per second, encodes it as H.264, and extracts it with one thread; --video takes a
+video of yours. The last line is the peak of resident memory before and after: it must not depend on the length."""
 import argparse, os, resource, tempfile, time
 from pathlib import Path
 
