@@ -77,7 +77,7 @@ def test_unknown_things_are_one_line(settings, capsys):
             (('prepare', 'nowhere'), ('nowhere',)),
             (('evaluate', 'nowhere'), ('no run here', 'vfassoc train')),
             (('report', 'no-such-report'), ('no such report',)),
-            (('synthesize', 'x', '--set', 'coupling=2'), ('coupling', '0 to 1')),
+            (('synthesize', 'x', '--set', 'coupling=2'), ('synthesize', 'coupling', '2')),
             (('synthesize', 'x', '--set', 'copling=1'), ("unknown key 'copling'",)),
             (('--settings', 'none.ini', 'prepare', 'x'), ('no such settings file',))]:
         code, _, err = call(capsys, *args)

@@ -17,7 +17,8 @@ from vfassoc.corpus.packed import load_pack, open_media, pack
 from vfassoc.integrity import new_array, old_array, reserve
 from vfassoc.methods.registry import build_method
 from vfassoc.models.two_tower import ModelConfig, VoiceFaceModel
-from vfassoc.synthetic.corpus import SynthConfig, draw_truth, synthetic_seed, read_truth
+from vfassoc.synthetic.corpus import (FACE_CUE_COLUMNS, SESSION_COLUMNS, VOICE_CUE_COLUMNS, SynthConfig, draw_truth,
+                                      read_truth, synthetic_seed)
 from vfassoc.training.checkpoint import FitState, load_checkpoint, load_tensors, save_checkpoint, save_tensors
 from vfassoc.training.config import TrainConfig
 from vfassoc.training.extract import cache_features, make_features
@@ -443,6 +444,8 @@ def test_a_synth_json_of_another_form_is_one_line(tmp_path, damage):
 
 def test_a_truth_without_a_column_is_one_line(tmp_path):
     truth = draw_truth(SynthConfig(identities=8, videos_per_identity=2))
+    more = (*SESSION_COLUMNS, *VOICE_CUE_COLUMNS, *FACE_CUE_COLUMNS) # `write_corpus` adds them
+    truth = truth.assign(**dict.fromkeys(more, 0.))
     truth.to_csv(tmp_path/'truth.csv', index=False)
     assert len(read_truth(tmp_path)) == 16
     for k in ('video', 'coupling', 'deviate', truth.columns[-1]):
