@@ -64,7 +64,7 @@ def model_card(
     drawn = about.get('drawn')
     whom = 'a corpus of videos'
     if drawn is not None: whom = 'drawn people (a synthetic corpus); it says nothing about real ones'
-    shown = f'{recipe.method.get("name", "")} (recipe {recipe.name}), encoder {recipe.model.encoder}'
+    shown = f'{recipe.method.name} (recipe {recipe.name}), encoder {recipe.model.encoder}'
     head = '---\nlicense: apache-2.0\nlibrary_name: vfassoc\n---\n'
     text = [head, f'# Voice-face association: {recipe.name}\n', USE,
             '## Training\n', f'Method: {shown}, {recipe.model.dim} dimensions. Trained on {whom}: '
