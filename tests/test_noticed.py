@@ -772,7 +772,7 @@ def test_training_validates_without_augmentation_and_records_whom_it_met(media, 
         for _ in range(2): validate(method)
         return training.FitResult(training.FitState(), True, '')
     monkeypatch.setattr(training_run, 'fit', fit)
-    monkeypatch.setattr(training_run, 'valid_auc', lambda method, b, who: batches.append(list(b)) or 0.)
+    monkeypatch.setattr(training_run, 'valid_auc', lambda method, b, who, *a: batches.append(list(b)) or 0.)
     settings = Settings(data=tmp_path, runs=tmp_path, device='cpu', workers=0)
     changes = {'corpus': str(media.root), 'data.crop_seconds': 1., 'data.face_size': 16,
                'train.batch_size': 4, 'train.total_samples': 8, 'train.lr_warmup': 4}

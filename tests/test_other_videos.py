@@ -2,11 +2,12 @@
 import json, os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from vfassoc.core import RunFolder
+from vfassoc.core import ConfigError, CorpusError, RunFolder, to_dict, write_json
 from vfassoc.corpus.layout import read_metadata
 from vfassoc.evaluation.intervals import bootstrap, interval, pair_statistic
 from vfassoc.evaluation.metrics import eer
@@ -14,9 +15,14 @@ from vfassoc.evaluation.other_videos import mark_copies
 from vfassoc.evaluation.protocol import ProtocolConfig, evaluate, write_result
 from vfassoc.evaluation.published import evaluate_lists, resolve_lists
 from vfassoc.evaluation.run_published import baseline_vectors, listed_media
-from vfassoc.evaluation.scorers import AttributeScorer, CosineScorer, Embeddings
+from vfassoc.evaluation.scorers import AttributeScorer, CosineScorer, Embeddings, OracleScorer
 from vfassoc.evaluation.trial_files import read_lists
 from vfassoc.evaluation.trials import Retrieval, Verification, matching, retrieval
+from vfassoc.methods.base import Method
+from vfassoc.training.config import TrainConfig
+from vfassoc.training.recipes import RECIPES, load_recipe, stored_recipe
+from vfassoc.training.run import _validation
+from vfassoc.training.validation import draw_pairs, valid_auc
 
 SMALL = ProtocolConfig(strata=('U', 'G'), matching_strata=('U',), verification_trials=900, matching_trials=300,
                        candidates=(2, 4), replicates=200)
@@ -262,3 +268,46 @@ def test_released_lists_whose_faces_are_of_no_video_have_the_mixture_only(publis
     n = lists[0].trials.label.sum()
     assert r.scores and not r.by_positives
     assert f'{n} of {n} positives are of a video without a name: in the mixture only' in r.notes
+
+
+# ---- validation
+
+def test_validation_leaves_a_videos_own_pair_out():
+    class Given(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+        def encode_voice(self, x): return x
+        def encode_face(self, x): return x
+    g = torch.Generator().manual_seed(0)
+    who, v, f = np.repeat(np.arange(5), 3), torch.randn(15, 4, generator=g), torch.randn(15, 4, generator=g)
+    f += 2*v # a video's own pair is the best
+    batch, s, same = [(v, f, torch.arange(15))], (v@f.T).numpy(), who[:, None] == who
+    assert valid_auc(Method(Given()), batch, who) == pytest.approx(roc_auc_score(same.ravel(), s.ravel()))
+    kept = ~np.eye(15, dtype=bool)
+    other = valid_auc(Method(Given()), batch, who, 'other_videos')
+    assert other == pytest.approx(roc_auc_score(same[kept], s[kept])) and other < valid_auc(Method(Given()), batch, who)
+    i, j, one = draw_pairs(who, 7, 'other_videos')
+    assert one.sum() == 7 and (i != j).all() and (who[i] == who[j])[one].all()
+
+def test_recipes_say_what_they_validate_by(tmp_path):
+    for name in RECIPES:
+        wanted = 'other_videos' if 'twin' in name else 'mixture'
+        assert load_recipe(name).train.validation_positives == wanted, name
+    assert TrainConfig().validation_positives == 'other_videos'
+    old = to_dict(load_recipe('cid-demo'))
+    del old['train']['validation_positives']
+    write_json(tmp_path/'config.json', old)
+    assert stored_recipe(tmp_path/'config.json') == load_recipe('cid-demo'), 'runs from before the option'
+    with pytest.raises(ConfigError, match='validation_positives'):
+        load_recipe('cid-demo', {'train.validation_positives': 'videos'})
+
+def test_training_without_other_videos_is_one_line():
+    source = SimpleNamespace(manifest=SimpleNamespace(root='here'))
+    with pytest.raises(CorpusError, match='^here: .*2 validation identities has one video.*mixture$'):
+        _validation(source, np.array(['a', 'b']), 'other_videos')
+
+def test_the_planted_oracle_knows_the_kind_of_positive():
+    asked = OracleScorer(None, *corpus(2)).for_stratum('GN').for_positives('same_video')
+    assert asked.same_video and asked.shared == 'GN' and asked.for_stratum('G').same_video
+    assert not asked.for_positives('other_videos').same_video

@@ -154,15 +154,24 @@ class OracleScorer:
         voices:pd.DataFrame, # media tables
         faces:pd.DataFrame,
         shared:str='', # attributes that an impostor shares: '', 'G', 'N' or 'GN'
+        same_video:bool=False, # a positive is of one video, whose session voice and face share
     ):
         self.truth, self.voices, self.faces, self.shared = truth, voices, faces, shared
+        self.same_video = same_video
         self.voice, self.face = voices.video.to_numpy(), faces.video.to_numpy()
 
     def for_stratum(self,
         stratum:str, # of the trials
     ) -> 'OracleScorer': # with the attributes that impostors of the stratum share
         "Return the oracle of a stratum. (It does not use the age, which would raise A and GNA a little.)"
-        return OracleScorer(self.truth, self.voices, self.faces, ''.join(c for c in 'GN' if c in stratum))
+        shared = ''.join(c for c in 'GN' if c in stratum)
+        return OracleScorer(self.truth, self.voices, self.faces, shared, self.same_video)
+
+    def for_positives(self,
+        kind:str, # same_video, other_videos
+    ) -> 'OracleScorer': # that scores by the session too, for same_video
+        "Return the oracle of a kind of positive."
+        return OracleScorer(self.truth, self.voices, self.faces, self.shared, kind == 'same_video')
 
     def pairs(self, voice, face):
         step = 1 << 14
@@ -173,7 +182,8 @@ class OracleScorer:
 
     def _scores(self, voice, face, **kw):
         from vfassoc.synthetic.corpus import oracle_scores
-        return oracle_scores(self.truth, self.voice[voice], self.face[face], shared=self.shared, **kw)
+        return oracle_scores(self.truth, self.voice[voice], self.face[face], shared=self.shared,
+                             same_video=self.same_video, **kw)
 
 # %% ../../nbs/09_evaluation/04_scorers.ipynb #3ee4ba56
 class FusedScorer:

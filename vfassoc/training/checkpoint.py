@@ -171,8 +171,9 @@ def load_checkpoint(
     path = run.checkpoints/'last.safetensors'
     tensors, plain = load_tensors(path)
     head = _header(path, plain)
-    # a setting that is newer than the run had its default
-    old = {**asdict(TrainConfig()), **current_keys(head.train, str(path), notice=False, prefix='train.')}
+    # a setting that is newer than the run had its default, but for the one that chose among all positives
+    before = {**asdict(TrainConfig()), 'validation_positives': 'mixture'}
+    old = {**before, **current_keys(head.train, str(path), notice=False, prefix='train.')}
     if diff := [k for k,v in asdict(cfg).items() if old[k] != v]:
         raise RunError(f'{path}: started with {diff[0]} = {old[diff[0]]!r}, asked for {getattr(cfg, diff[0])!r}; '
                        'a resumed run keeps its configuration: choose another run folder')

@@ -36,6 +36,8 @@ class TrainConfig:
     patience:NonNegativeInt = 0 # stop after so many epochs without a better validation score; 0 = never
     checkpoint_every:PositiveInt = 500 # steps between checkpoints inside an epoch; one is written after every epoch too
     seed:Seed = 0 # of initial weights, order and crops
+    # positives of the validation AUC: voice and face of two videos, or any (a video's own too, as before this option)
+    validation_positives:Literal['other_videos', 'mixture'] = 'other_videos'
     trace:bool = False # write the values of each training video (rho, prototypes) to the folder `traces` every epoch
 
     def __post_init__(self):

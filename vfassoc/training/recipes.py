@@ -48,6 +48,7 @@ class Recipe:
 RECIPES = { # name: (the recipe it changes, or '', and what it sets)
     'cid-demo': ('', {
         'name': 'CID', 'corpus': 'demo',
+        'train.validation_positives': 'mixture',
         'data.crop_seconds': 2.5, 'data.face_size': 64,
         'model.encoder': 'small', 'model.dim': 128, 'model.projection': 'none',
         'method.name': 'cid', 'method.tau': 0.1,
@@ -85,6 +86,7 @@ RECIPES = { # name: (the recipe it changes, or '', and what it sets)
         'method': {'name': 'dimnet-i', 'shared': False}}),
     'cid-libri-lfw': ('', {
         'name': 'CID', 'corpus': 'libri-lfw',
+        'train.validation_positives': 'mixture',
         'data.crop_seconds': 4.0, 'data.face_size': 64,
         'model.encoder': 'small', 'model.dim': 128, 'model.projection': 'none',
         'method.name': 'cid', 'method.tau': 0.1,
@@ -111,6 +113,7 @@ RECIPES = { # name: (the recipe it changes, or '', and what it sets)
         'init_from': 'cmpc'}),
     'cid-voxceleb1': ('', {
         'name': 'CID', 'corpus': 'voxceleb1',
+        'train.validation_positives': 'mixture',
         'method.name': 'cid', 'method.tau': 0.03,
         'data.crop_seconds': 5.0, 'data.face_size': 224,
         'model.encoder': 'resnet34', 'model.dim': 512, 'model.projection': 'shared', 'model.channels_last': True,
@@ -143,6 +146,7 @@ RECIPES = { # name: (the recipe it changes, or '', and what it sets)
 RECIPES |= {
     'faa-demo': ('', {
         'name': 'FAA', 'corpus': 'demo',
+        'train.validation_positives': 'mixture',
         'data.feature_file': 'demo-features.npz',
         'model.dim': 128, 'model.voice_dim': 128, 'model.face_dim': 128, 'model.encoder': 'linear',
         'model.projection': 'none',
@@ -160,6 +164,7 @@ RECIPES |= {
         'method': {'name': 'cid', 'tau': 0.1}}),
     'faa-libri-lfw': ('', {
         'name': 'FAA', 'corpus': 'libri-lfw',
+        'train.validation_positives': 'mixture',
         'data.feature_file': 'libri-lfw/features.npz',
         'model.dim': 256, 'model.encoder': 'linear', 'model.projection': 'none',
         'method.name': 'faa', 'method.negative_mining': 'sampled', 'method.min_clusters': 70,
@@ -172,6 +177,7 @@ RECIPES |= {
                    'n_clusters': 140}}),
     'faa-voxceleb1': ('', {
         'name': 'FAA', 'corpus': 'voxceleb1',
+        'train.validation_positives': 'mixture',
         'data.crop_seconds': 5.0, 'data.face_size': 112,
         'model.encoder': 'ecapa+inception', 'model.dim': 256, 'model.projection': 'none',
         'model.voice_weights': 'speechbrain/spkrec-ecapa-voxceleb', 'model.face_weights': 'vggface2',
@@ -198,6 +204,7 @@ RECIPES |= { # linear towers on the vectors of VoxCeleb1's twin, at CMPC's publi
         'name': 'CID', 'corpus': 'twin',
         'data': {},
         'model': {'dim': 128, 'encoder': 'linear', 'projection': 'none'},
+        'train.validation_positives': 'other_videos',
         'train.mixed_precision': 'no'}),
     'cmpc-twin': ('cid-twin', {
         'name': 'CMPC',
@@ -270,4 +277,6 @@ def stored_recipe(
 ) -> Recipe: # checked
     "Read the recipe of a run, also of one from the release before. Raises `ConfigError`, `RunError`."
     d = read_json(path)
+    if isinstance(d, dict) and isinstance(d.get('train'), dict): # runs from before the option
+        d = {**d, 'train': {'validation_positives': 'mixture', **d['train']}}
     return from_dict(Recipe, current_keys(d, str(path), notice=False) if isinstance(d, dict) else d, str(path))

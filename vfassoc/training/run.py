@@ -140,14 +140,17 @@ def _start(recipe:Recipe, model:VoiceFaceModel, settings:Settings) -> set[str]:
     model.load_state_dict({k: t for k,t in old.model.state_dict().items() if k in model.state_dict()}, strict=False)
     return set(old.identities)
 
-def _validation(source:Source, who:np.ndarray):
+def _validation(source:Source, who:np.ndarray, positives:str):
     "Return a function method -> validation AUC; checkpoints are chosen by it. Raises `CorpusError`."
     if len(set(who)) < 2:
         raise CorpusError(f'{source.manifest.root}: {len(set(who))} validation identities, whose AUC picks '
                           'checkpoints; mark two or more identities with 2 in identity_splits.txt')
+    if positives == 'other_videos' and len(set(who)) == len(who):
+        raise CorpusError(f'{source.manifest.root}: each of {len(who)} validation identities has one video, so no '
+                          'positive is from other videos; set train.validation_positives = mixture')
     data = source.pairs('valid', augment=False)
     plan = [[(0, int(i)) for i in part] for part in np.array_split(np.arange(len(data)), -(-len(data)//64))]
-    return lambda method: valid_auc(method, source.batches(data, plan), who)
+    return lambda method: valid_auc(method, source.batches(data, plan), who, positives)
 
 def _open_run_folder(run:RunFolder, recipe:Recipe, source:Source):
     "Write what a new run records before its first step."
@@ -183,7 +186,8 @@ def train(
     source = open_source(corpus, recipe.data, recipe.model, settings)
     same_features(run, source)
     who = corpus.videos('valid').identity.to_numpy()
-    validate, data = _validation(source, who), source.pairs('train', cfg.seed, True, recipe.data.shots)
+    validate = _validation(source, who, cfg.validation_positives)
+    data = source.pairs('train', cfg.seed, True, recipe.data.shots)
     model = VoiceFaceModel(recipe.model)
     seen = _start(recipe, model, settings)
     method = build_method(recipe.method, model, len(data), corpus.hash, data.videos.identity)

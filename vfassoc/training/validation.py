@@ -16,14 +16,19 @@ from ..methods.base import Method
 def draw_pairs(
     identity:np.ndarray, # (n,) of each validation video
     most:int=16_384, # pairs of one identity, and of two
+    positives:str='mixture', # other_videos: no pair of one video
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # (p,) voice rows, (p,) face rows, (p,) bool: same identity
     "Draw voice-face pairs from all n * n, always the same ones."
     same = (identity[:, None] == identity[None]).ravel()
     rng, chosen = rng_for(0, 'validation pairs'), []
-    for rows in (np.flatnonzero(same), np.flatnonzero(~same)):
+    for rows in (np.flatnonzero(same & _kept(len(identity), positives).ravel()), np.flatnonzero(~same)):
         chosen.append(rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False)))
     pairs = np.concatenate(chosen)
     return *np.divmod(pairs, len(identity)), same[pairs]
+
+def _kept(videos, positives):
+    "Return (n, n) which pairs of videos count: for other_videos all but a video's own voice and face."
+    return ~np.eye(videos, dtype=bool) if positives == 'other_videos' else np.ones((videos, videos), bool)
 
 def pair_auc(
     same:np.ndarray, # (p,) bool: one identity
@@ -42,6 +47,7 @@ def valid_auc(
     method:Method, # in eval mode: without projection
     batches, # iterable of (voice, face, idx) over the validation videos
     identity:np.ndarray, # (n,) identity of each validation video
+    positives:str='mixture', # other_videos: a video's own voice and face are no positive
 ) -> float: # in [0, 1]
     """Return the verification AUC over voice-face pairs of the validation videos.
 
@@ -56,7 +62,7 @@ def valid_auc(
         same = (who[:, None] == who[None])[upper]
         return float(np.mean([pair_auc(same, (z @ z.T).cpu().numpy()[upper]) for z in (v, f)]))
     if not method.has_pair_scorer:
-        same = who[:, None] == who[None]
-        return pair_auc(same.ravel(), (v.cpu() @ f.cpu().T).numpy().ravel())
-    i, j, same = draw_pairs(who)
+        same, kept = who[:, None] == who[None], _kept(len(who), positives)
+        return pair_auc(same[kept], (v.cpu() @ f.cpu().T).numpy()[kept])
+    i, j, same = draw_pairs(who, positives=positives)
     return pair_auc(same, method.score_pairs(v[torch.from_numpy(i)], f[torch.from_numpy(j)]).cpu().numpy())
