@@ -212,3 +212,13 @@ def test_the_face_of_a_real_photograph_is_found():
         image = next(read_frames(clip)).image
         boxes = queries.photograph_faces(image)
         assert len(boxes) == 1 and 0 < boxes[0, 0] < boxes[0, 2] < image.shape[1]
+
+
+def test_onnx_files_give_the_vectors_of_the_model(media, m, capsys, tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime', reason="onnxruntime is missing (pip install 'vfassoc[onnx]')")
+    assert said(capsys, 'onnx', DEMO, '-o', tmp_path/'onnx')[0] == 0
+    x = soundfile.read(media/'voices'/'0.wav', dtype='float32')[0][None, :40000]
+    run = onnxruntime.InferenceSession(str(tmp_path/'onnx'/'voice.onnx'), providers=['CPUExecutionProvider']).run
+    np.testing.assert_allclose(run(None, {'voice': x})[0], m.encode('voice', torch.from_numpy(x)), atol=1e-4)
+    assert read_json(tmp_path/'onnx'/'onnx.json')['calibration']['scale'] == m.calibration.scale
+    assert said(capsys, 'onnx', DEMO, '-o', tmp_path/'onnx')[0] == 2

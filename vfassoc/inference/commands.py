@@ -11,7 +11,7 @@ def opened(a, s):
     "The model that a command names."
     from vfassoc.inference.demo_model import DEMO
     from vfassoc.inference.matcher import load
-    model = DEMO if getattr(a, 'demo', False) else a.model
+    model = DEMO if getattr(a, 'demo', False) or not a.model else a.model
     return load(model, s.torch_device, getattr(a, 'encoder', '') or '', s)
 
 
@@ -93,6 +93,17 @@ def save(a, s):
     print(opened(a, s).save_pretrained(a.output))
 
 
+def onnx(a, s):
+    from vfassoc.inference.onnx import export_onnx
+    for path in export_onnx(opened(a, s), a.output): print(path)
+
+
+def app(a, s):
+    from vfassoc.inference.app import serve
+    m = opened(a, s)
+    serve(m, m.open_index(a.index) if a.index else None, a.port, lambda address: print(address, flush=True))
+
+
 def index(a, s):
     m, kind = opened(a, s), 'voice' if a.voices else 'face'
     there = (Path(a.output)/'index.json').is_file()
@@ -131,6 +142,10 @@ def _answer(q):
 
 def add_commands(add):
     "Declare the commands; `add(function, text)` returns a parser."
+    for declare in (_add_asking, _add_model, _add_index): declare(add)
+
+
+def _add_asking(add):
     q = add(embed, 'embed voices and faces with a trained model')
     _common(q)
     q.add_argument('media', nargs='+', help='sound files, images, or folders of them')
@@ -148,6 +163,9 @@ def add_commands(add):
     q.add_argument('voice', help='a sound file')
     q.add_argument('face', help='an image')
     q.add_argument('--prior', type=float, default=.5, help='probability of one identity beforehand (default: 0.5)')
+
+
+def _add_model(add):
     q = add(calibrate, 'fit probabilities and a threshold to the scores of a run, on its validation identities')
     q.add_argument('run', help='a name under `runs`, or a path')
     q.add_argument('--corpus', help="instead of the run's own")
@@ -156,6 +174,18 @@ def add_commands(add):
     q.add_argument('model', help='a run (name under `runs`, or a path)')
     q.add_argument('--encoder', metavar='RUN', help='of a model that learnt from features: the run that made them')
     q.add_argument('-o', '--output', required=True, metavar='FOLDER', help='new or empty')
+    q = add(onnx, 'write a model as ONNX files: voice encoder, face encoder, fusion scorer')
+    q.add_argument('model', help='a run (name under `runs`, or a path), a model folder, or owner/model')
+    q.add_argument('--encoder', metavar='RUN', help='of a model that learnt from features: the run that made them')
+    q.add_argument('-o', '--output', required=True, metavar='FOLDER', help='new or empty')
+    q = add(app, 'show a page on this machine (127.0.0.1) on which a model can be asked')
+    q.add_argument('model', nargs='?', help='a run, a model folder, or owner/model (default: the demo model)')
+    q.add_argument('--encoder', metavar='RUN', help='of a model that learnt from features: the run that made them')
+    q.add_argument('--index', metavar='FOLDER', help='a gallery to search when no files are dropped')
+    q.add_argument('--port', type=int, default=7860, help='of the page (default: 7860; 0: any that is free)')
+
+
+def _add_index(add):
     q = add(index, 'embed a gallery into an index that can be searched')
     _common(q)
     q.add_argument('media', nargs='+', help='images, or folders of them')

@@ -1,0 +1,57 @@
+"""Files to vectors, against the encoder's bare forward: python benchmarks/embedding.py [--model RUN] [--files 256]
+
+Drawn voices and faces are written as files, then embedded by `Matcher`; the bare forward takes the same batches from
+memory. Aim: at least 0.8 of the bare rate. With onnxruntime: the latency of one item beside PyTorch's."""
+import argparse, os, statistics, tempfile, time
+from pathlib import Path
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument('--model', default='', help="what `load` takes (default: the demo model)")
+parser.add_argument('--files', type=int, default=256)
+parser.add_argument('--threads', type=int, default=2)
+parser.add_argument('--turns', type=int, default=3)
+args = parser.parse_args()
+os.environ.update(OMP_NUM_THREADS=str(args.threads))
+
+import numpy as np
+import torch
+
+from vfassoc.inference.app import drawn_files
+from vfassoc.inference.demo_model import DEMO
+from vfassoc.inference.matcher import load
+from vfassoc.inference.onnx import export_onnx
+from vfassoc.inference.queries import face_crop, voice_windows
+
+
+def timed(f, turns=args.turns):
+    out = []
+    for _ in range(turns):
+        start = time.perf_counter()
+        f()
+        out.append(time.perf_counter() - start)
+    return statistics.median(out)
+
+
+def bare(m, modality, x):
+    for part in x.split(m.batch_size): m.encode(modality, part)
+
+
+torch.set_num_threads(args.threads)
+m = load(args.model or DEMO)
+with tempfile.TemporaryDirectory() as folder:
+    voices, faces = (([*paths]*args.files)[:args.files] for paths in drawn_files(folder, 16))
+    windows = torch.from_numpy(np.concatenate([voice_windows(p, m.data.crop_seconds) for p in voices]))
+    crops = torch.stack([face_crop(p, m.data.face_size) for p in faces])
+    for name, run, x in (('voice', lambda: m.embed_voices(voices), windows),
+                         ('face', lambda: m.embed_faces(faces), crops)):
+        whole, forward = timed(run), timed(lambda: bare(m, name, x))
+        print(f'{name}: {len(x)} inputs of {args.files} files, {args.files/whole:.0f} files/s, '
+              f'{forward/whole:.2f} of the bare forward; load {os.getloadavg()[0]:.1f}')
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = args.threads
+    export_onnx(m, Path(folder)/'onnx')
+    for name, x in (('voice', windows[:1]), ('face', crops[:1])):
+        s = onnxruntime.InferenceSession(str(Path(folder)/'onnx'/f'{name}.onnx'), options)
+        ours, theirs = timed(lambda: m.encode(name, x), 30), timed(lambda: s.run(None, {name: x.numpy()}), 30)
+        print(f'{name}, one item: PyTorch {1e3*ours:.1f} ms, onnxruntime {1e3*theirs:.1f} ms')
