@@ -1,4 +1,4 @@
-"""Build the site: chapters, pages of the repository, executed reports and the API reference, as HTML that opens offline.
+"""Build the site: chapters, pages of the repository, executed reports and the API reference, as offline HTML.
 
     python book/build.py             the site, in _docs/
     python book/build.py --output F  in another folder
@@ -58,7 +58,7 @@ def shown(cell:dict) -> dict|None:
 
 
 def linked(text:str, here:Path, there:dict[Path, str]) -> str:
-    "Markdown whose links to files of the repository lead to pages of the site; a link to a file without a page becomes code."
+    "Markdown whose links to files of the repository lead to pages of the site; a link to no page becomes code."
     def one(m):
         bang, label, target = m.groups()
         url = urlsplit(target)
@@ -151,7 +151,8 @@ class Stage:
             self.write(f'api/{name}.md', text)
         rooms = {}
         for n in names: rooms.setdefault(n.split('.')[1] if n.count('.') > 1 else 'vfassoc', []).append(n)
-        text = '# API reference\n\nEvery public name, with shapes, defaults and meanings, from the comments of its definition.\n'
+        text = ('# API reference\n\n'
+                'Every public name, with shapes, defaults and meanings, from the comments of its definition.\n')
         for room, modules in rooms.items():
             text += f'\n## {room}\n\n' + '\n'.join(f'- [`{m}`]({m}.md): {self.summary(m)}' for m in modules) + '\n'
         text += '\n```{toctree}\n:hidden:\n\n' + '\n'.join(names) + '\n```\n'
@@ -198,7 +199,7 @@ class _Links(HTMLParser):
 
 
 def broken_links(site:Path) -> list[str]:
-    "Links of the site's pages that lead to no file or anchor of the site, and resources that a page would fetch from elsewhere."
+    "Links of the site's pages that lead to no file or anchor of it, and resources that would come from elsewhere."
     pages = {}
     for file in site.rglob('*.html'):
         p = _Links()

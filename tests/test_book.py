@@ -61,8 +61,8 @@ def test_links_of_the_repository_become_links_of_the_site(tmp_path):
     here, chapter = tmp_path/'README.md', tmp_path/'nbs/01_a/02_b.ipynb'
     there = {chapter: '01_a/02_b.ipynb'}
     text = 'See [the *b* [1]](nbs/01_a/02_b.ipynb#part), [code](tests/x.py), [web](https://example.org).'
-    assert build.linked(
-        text, here, there) == 'See [the *b* [1]](/01_a/02_b.ipynb#part), code (`tests/x.py`), [web](https://example.org).'
+    assert build.linked(text, here, there) == ('See [the *b* [1]](/01_a/02_b.ipynb#part), code (`tests/x.py`), '
+                                               '[web](https://example.org).')
 
 
 def test_bars_and_stars_of_docstrings_are_text():

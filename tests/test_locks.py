@@ -1,5 +1,5 @@
 "Two commands and one folder, processes that are killed and told to end: who holds what, what is left, what is swept."
-import json, os, re, signal, stat, time
+import errno, fcntl, json, os, re, signal, stat, time
 from pathlib import Path
 
 import nbformat
@@ -128,6 +128,18 @@ def test_a_folder_whose_parent_is_closed_has_its_lock_inside(tmp_path, monkeypat
     with claim(folder):
         assert [p.name for p in folder.iterdir()] == ['.mount.lock'] and occupied(folder) == []
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EIO])
+def test_a_file_system_without_locks_is_written_without_one(tmp_path, monkeypatch, number):
+    def flock(fd, how): raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    if number == errno.EIO: # another fault is no lack of locks
+        with pytest.raises(RunError, match='r: .*cannot be written'), claim(tmp_path/'r'): pass
+        return
+    with claim(tmp_path/'r'):
+        with claim(tmp_path/'r'), atomic_path(tmp_path/'r/a') as tmp: tmp.write_text('whole')
+    assert sorted(p.name for p in tmp_path.rglob('*')) == ['a', 'r']
 
 
 def test_wait_waits(tmp_path):

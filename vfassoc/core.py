@@ -198,10 +198,9 @@ def _take(file:Path, path:Path, wait:bool) -> FileLock:
             print(printable(f'{path}: is written by {_holder(file)}; waiting until it has ended'), file=sys.stderr,
                   flush=True)
             lock.acquire()
-    except NotImplementedError: return lock
     except OSError as e:
-        if e.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-            return lock # a file system without locks: as before there were any
+        # a file system without locks, as some network shares are: the output is written without one
+        if e.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK): return lock
         raise
     said = dict(command=os.environ.get('VFASSOC_COMMAND') or ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200],
                 pid=os.getpid(), host=platform.node(), since=time.strftime('%Y-%m-%d %H:%M:%S'))
