@@ -357,10 +357,11 @@ def oracle_scores(
         raise CorpusError(f'truth: {len(unknown)} videos are not in it ({sorted(map(str, unknown))[0]}, ...); '
                           'is it the truth of this corpus?')
     voice, face = _latents(truth)
-    v, f = voice[row[list(voice_videos)]], face[row[list(face_videos)]]
+    (of_voice, i), (of_face, j) = (np.unique(row[list(x)], return_inverse=True) for x in (voice_videos, face_videos))
+    v, f = voice[of_voice], face[of_face]
     about = truth[['coupling', 'variation', 'session', 'session_coupling']].iloc[0]
     oracle = Oracle.of(PopulationModel(*map(float, about)), shared, same_video)
-    return oracle.block(v, f) if block else oracle.pairs(v, f)
+    return oracle.block(v, f)[np.ix_(i, j)] if block else oracle.pairs(v, f, i, j)
 
 def ceilings(
     truth:pd.DataFrame, # from `read_truth` or `draw_truth`

@@ -249,13 +249,15 @@ class Oracle:
         return self.const - v@self.pvf@f.T + _log_matmul_exp(a, b) - _log_matmul_exp(ga, gb)
 
     def pairs(self,
-        v, # (n, k) voice latents
-        f, # (n, l) face latents
+        v, # (p, k) voice latents
+        f, # (q, l) face latents
+        voice=slice(None), # (n,) row of `v` of each pair
+        face=slice(None), # (n,) row of `f` of each pair
     ) -> np.ndarray: # (n,) log-likelihood ratios
-        "Score each voice with the face of its row."
+        "Score pairs of a voice and a face; by default each voice with the face of its row."
         a, b, ga, gb = self._sides(v, f)
-        same, different = (np.logaddexp.reduce(x, axis=1) for x in (a + b, ga + gb))
-        return self.const - ((v@self.pvf)*f).sum(1) + same - different
+        same, different = (np.logaddexp.reduce(x[voice] + y[face], axis=1) for x, y in ((a, b), (ga, gb)))
+        return self.const - ((v@self.pvf)[voice]*f[face]).sum(1) + same - different
 
 # %% ../../nbs/03_synthetic/04_population.ipynb #9b5c72f9
 def draw_latents(
