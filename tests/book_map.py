@@ -12,7 +12,7 @@ PARTS = {
     'losses': 'One formula, one function', 'methods': 'A loss with its state',
     'training': 'From a recipe to a run folder', 'evaluation': 'Metrics, trials, intervals',
     'experiments': 'Sweeps, tables, plots, reports', 'inference': 'Using a trained model',
-    'appendix': 'What a first reading skips'}
+    'appendix': 'What a first reading skips', 'exchange': 'Public feature sets, lists and challenges of the field'}
 TITLE = ('# Voice-face association: the map\n\n> Every chapter of the book in reading order, one line each, and three '
          'ways through it.')
 BEFORE = ('The chapters use Python 3.11, PyTorch and NumPy. You need linear algebra, the softmax and its '

@@ -34,9 +34,10 @@ MANY = dict(action='append', metavar='KEY=VALUE')
 
 
 def command(sub, fn, text):
-    "Add the command that is named like `fn` and calls it; return its parser."
-    q = sub.add_parser(fn.__name__, aliases=[old for old, new in OLD_WORDS.items() if new == fn.__name__],
-                       help=text, description=text[0].upper() + text[1:] + '.')
+    "Add the command that is named like `fn`, with - for _, and calls it; return its parser."
+    old = [old for old, new in OLD_WORDS.items() if new == fn.__name__]
+    q = sub.add_parser(fn.__name__.rstrip('_').replace('_', '-'), aliases=old, help=text,
+                       description=text[0].upper() + text[1:] + '.')
     q.add_argument('--wait', action='store_true', default=argparse.SUPPRESS, help=WAIT)
     q.set_defaults(fn=fn)
     return q
@@ -145,6 +146,32 @@ def _add_vectors(sub):
     q.add_argument('--people', metavar='FILE', help='.csv with gender, nationality, age, split of each identity')
     q.add_argument('--set', **MANY,
                    help='train=0.7, valid=0.1, fold=0, seed=0, languages=["Urdu"]; may be repeated')
+
+
+def import_(a, s):
+    from vfassoc.core import from_dict
+    from vfassoc.corpus.vectors import VectorConfig
+    from vfassoc.exchange.imports import import_features, media_account, trial_account
+    from vfassoc.training.run import corpus_path
+    cfg = from_dict(VectorConfig, {'seed': s.seed, **changes(a.set, 'import')}, 'import')
+    root = corpus_path(a.output, s)
+    found, m = import_features(a.form, a.folder, root, cfg, a.lists, a.truth, a.people)
+    if m: print(f'{media_account(found, m).to_string()}\n')
+    if found.trials: print(f'{trial_account(found).to_string(index=False)}\n')
+    for line in [*found.notes, *(m.report['notes'] if m else [])]: print(line)
+    print(root)
+
+
+def _add_import(sub):
+    q = command(sub, import_, 'import public features and challenge sets, to a corpus of vectors and trial tables')
+    q.add_argument('form', metavar='FORM', help='msm, fop, sbnet, fame, flag, ... (a wrong name lists all)')
+    q.add_argument('folder', metavar='PATH', help='their folder, as their project has it')
+    q.add_argument('-o', '--output', required=True, metavar='NAME',
+                   help='the new corpus: a name under `data`, or a path')
+    q.add_argument('--lists', metavar='FOLDER', help='lists that belong to the features: labels, paths, keys')
+    q.add_argument('--truth', metavar='FOLDER', help='labels of a challenge, where they are public')
+    q.add_argument('--people', metavar='FILE', help='table of people, for their gender')
+    q.add_argument('--set', **MANY, help='train=0.7, valid=0.1, fold=0, seed=0, languages=["Urdu"]; may be repeated')
 
 
 def twin(a, s):
@@ -464,9 +491,9 @@ def _add_demo(sub):
 
 
 # one per command, in the order of `--help`
-ADDERS = (_add_synthesize, _add_prepare, _add_ingest, _add_voxceleb1, _add_vectors, _add_twin, _add_pack, _add_extract,
-          _add_train, _add_flops, _add_evaluate, _add_trials, _add_sweep, _add_tune, _add_report, _add_results,
-          _add_demo)
+ADDERS = (_add_synthesize, _add_prepare, _add_ingest, _add_voxceleb1, _add_vectors, _add_import, _add_twin, _add_pack,
+          _add_extract, _add_train, _add_flops, _add_evaluate, _add_trials, _add_sweep, _add_tune, _add_report,
+          _add_results, _add_demo)
 
 
 def parser():

@@ -8,7 +8,7 @@ __all__ = ['FIELDS', 'VECTORS', 'read_vectors', 'VectorConfig', 'split_identitie
 
 # %% ../../nbs/01_corpus/09_vectors.ipynb #1364a3b5
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -164,7 +164,7 @@ def _check_rows(m:str, x:np.ndarray, t:pd.DataFrame):
 def _fill(m:str, t:pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     "Give a table all fields, as clean texts; returns notes on what it lacks."
     notes, n = [], len(t)
-    t = t.reindex(columns=[c for c in t if c in FIELDS or c in ('name', 'path', 'duration')]).reset_index(drop=True)
+    t = t.reindex(columns=[c for c in t if c in FIELDS or c in ('name', 'path', 'duration', 'recording')]).reset_index(drop=True)
     for c in ('identity', 'video', 'item', 'language', 'gender', 'nationality', 'split'):
         if c in t: t[c] = t[c].fillna('').astype(str).map(normalize_name)
     if (bad := t.identity == '').any():
@@ -242,7 +242,7 @@ def _assemble(tables:dict, cfg:VectorConfig, notes:list[str]) -> pd.DataFrame:
     notes += more
     first = 'path modality identity name video gender nationality age split duration frame'.split()
     order = ['identity', 'video', 'modality', 'frame', 'path']
-    return t[first + [c for c in ('language',) if c in t] + ['row']].sort_values(order, ignore_index=True)
+    return t[first + [c for c in ('language', 'recording') if c in t] + ['row']].sort_values(order, ignore_index=True)
 
 def _report(found:dict, excluded:dict, t:pd.DataFrame, notes:list[str]) -> dict:
     "Return the report of a manifest."
@@ -289,6 +289,7 @@ def write_vectors(
     vectors:dict[str, tuple[np.ndarray, pd.DataFrame]], # modality -> vectors and metadata, as `read_vectors` returns
     cfg:VectorConfig=VectorConfig(), # splits, languages
     people:pd.DataFrame|None=None, # from `read_people`
+    also:Callable[[Path], None]|None=None, # writes further files into the folder, before it appears
 ) -> Manifest:
     "Write a corpus of vectors. Raises `CorpusError` for bad tables, `RunError` if the folder exists."
     tables, keep, notes, excluded = {}, {}, [], {}
@@ -318,6 +319,7 @@ def write_vectors(
     with new_folder(root) as tmp:
         save_features(tmp/'features.npz', x['voice'], x['face'], *(t.path[t.modality == m] for m in MODALITIES))
         finish_vectors(tmp, t, report, seed=cfg.seed)
+        if also: also(tmp)
     return load_vectors(root)
 
 # %% ../../nbs/01_corpus/09_vectors.ipynb #0191c27d
