@@ -35,7 +35,8 @@ def account_is_whole(found, manifest):
 
 NAMES = {'msm': (('audio_feats_train', 'face_feats_train'), ('{}_audio', '{}_face'), (192, 512)),
          'fop': (('voiceTrain', 'faceTrain'), ('voice_{}', 'face_{}'), (512, 4096)),
-         'sbnet': (('voice/voiceTrain', 'face/facenetFaceTrain'), ('voice/voice_{}', 'face/facenet_face_{}'), (512, 512))}
+         'sbnet': (('voice/voiceTrain', 'face/facenetFaceTrain'), ('voice/voice_{}', 'face/facenet_face_{}'),
+                   (512, 512))}
 LIST = 'veriflist_test_N_unseenunheard'
 LABELS = [1, 0, 0, 1, 1, 0]
 
@@ -279,7 +280,8 @@ def test_fame(tmp_path, other):
     assert m.table.groupby('identity').gender.first().to_dict() == {'id0001': 'm', 'id0061': 'f'}
     assert set(m.table.language) == {'English'} and 'cricket-world-cup-1225942' in set(m.table.video)
     features = load_features(vectors_path(m.root))
-    row = features.face_path.tolist().index(m.table[(m.table.modality == 'face') & (m.table.video == 'vd')].path.iloc[0])
+    path = m.table[(m.table.modality == 'face') & (m.table.video == 'vd')].path.iloc[0]
+    row = features.face_path.tolist().index(path)
     np.testing.assert_allclose(features.face[row], x['English_faces_train'][2], rtol=1e-6)
     heard, unheard = read_trials(tmp_path/'c')
     assert (heard.name, unheard.name) == ('v1_English_heard', 'v1_Urdu_unheard')
