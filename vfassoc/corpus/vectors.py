@@ -242,7 +242,8 @@ def _assemble(tables:dict, cfg:VectorConfig, notes:list[str]) -> pd.DataFrame:
     notes += more
     first = 'path modality identity name video gender nationality age split duration frame'.split()
     order = ['identity', 'video', 'modality', 'frame', 'path']
-    return t[first + [c for c in ('language', 'recording') if c in t] + ['row']].sort_values(order, ignore_index=True)
+    more = [c for c in ('language', 'recording') if c in t]
+    return t[[*first, *more, 'row']].sort_values(order, ignore_index=True)
 
 def _report(found:dict, excluded:dict, t:pd.DataFrame, notes:list[str]) -> dict:
     "Return the report of a manifest."
