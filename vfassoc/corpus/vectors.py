@@ -164,7 +164,8 @@ def _check_rows(m:str, x:np.ndarray, t:pd.DataFrame):
 def _fill(m:str, t:pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     "Give a table all fields, as clean texts; returns notes on what it lacks."
     notes, n = [], len(t)
-    t = t.reindex(columns=[c for c in t if c in FIELDS or c in ('name', 'path', 'duration', 'recording')]).reset_index(drop=True)
+    known = {*FIELDS, 'name', 'path', 'duration', 'recording'}
+    t = t.reindex(columns=[c for c in t if c in known]).reset_index(drop=True)
     for c in ('identity', 'video', 'item', 'language', 'gender', 'nationality', 'split'):
         if c in t: t[c] = t[c].fillna('').astype(str).map(normalize_name)
     if (bad := t.identity == '').any():
@@ -242,8 +243,8 @@ def _assemble(tables:dict, cfg:VectorConfig, notes:list[str]) -> pd.DataFrame:
     notes += more
     first = 'path modality identity name video gender nationality age split duration frame'.split()
     order = ['identity', 'video', 'modality', 'frame', 'path']
-    more = [c for c in ('language', 'recording') if c in t]
-    return t[[*first, *more, 'row']].sort_values(order, ignore_index=True)
+    extra = [c for c in ('language', 'recording') if c in t]
+    return t[[*first, *extra, 'row']].sort_values(order, ignore_index=True)
 
 def _report(found:dict, excluded:dict, t:pd.DataFrame, notes:list[str]) -> dict:
     "Return the report of a manifest."
