@@ -2,15 +2,12 @@
 
 Drawn voices and faces are written as files, then embedded by `Matcher`; the bare forward takes the same batches from
 memory. Aim: at least 0.8 of the bare rate. With onnxruntime: the latency of one item beside PyTorch's."""
-import argparse, os, statistics, tempfile, time
+import os, statistics, tempfile
 from pathlib import Path
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument('--model', default='', help="what `load` takes (default: the demo model)")
-parser.add_argument('--files', type=int, default=256)
-parser.add_argument('--threads', type=int, default=2)
-parser.add_argument('--turns', type=int, default=3)
-args = parser.parse_args()
+from common import options, timed
+
+args = options(__doc__, model='', files=256, threads=2, turns=3) # model: what `load` takes; '' is the demo model
 os.environ.update(OMP_NUM_THREADS=str(args.threads))
 
 import numpy as np
@@ -23,13 +20,7 @@ from vfassoc.inference.onnx import export_onnx
 from vfassoc.inference.queries import face_crop, voice_windows
 
 
-def timed(f, turns=args.turns):
-    out = []
-    for _ in range(turns):
-        start = time.perf_counter()
-        f()
-        out.append(time.perf_counter() - start)
-    return statistics.median(out)
+def median(f, turns=args.turns): return statistics.median(timed(f)[0] for _ in range(turns))
 
 
 def bare(m, modality, x):
@@ -44,7 +35,7 @@ with tempfile.TemporaryDirectory() as folder:
     crops = torch.stack([face_crop(p, m.data.face_size) for p in faces])
     for name, run, x in (('voice', lambda: m.embed_voices(voices), windows),
                          ('face', lambda: m.embed_faces(faces), crops)):
-        whole, forward = timed(run), timed(lambda: bare(m, name, x))
+        whole, forward = median(run), median(lambda: bare(m, name, x))
         print(f'{name}: {len(x)} inputs of {args.files} files, {args.files/whole:.0f} files/s, '
               f'{forward/whole:.2f} of the bare forward; load {os.getloadavg()[0]:.1f}')
     import onnxruntime
@@ -53,5 +44,5 @@ with tempfile.TemporaryDirectory() as folder:
     export_onnx(m, Path(folder)/'onnx')
     for name, x in (('voice', windows[:1]), ('face', crops[:1])):
         s = onnxruntime.InferenceSession(str(Path(folder)/'onnx'/f'{name}.onnx'), options)
-        ours, theirs = timed(lambda: m.encode(name, x), 30), timed(lambda: s.run(None, {name: x.numpy()}), 30)
+        ours, theirs = median(lambda: m.encode(name, x), 30), median(lambda: s.run(None, {name: x.numpy()}), 30)
         print(f'{name}, one item: PyTorch {1e3*ours:.1f} ms, onnxruntime {1e3*theirs:.1f} ms')

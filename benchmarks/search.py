@@ -3,15 +3,12 @@
 Contenders take turns: the index of this package (memory-mapped), and a flat index of faiss (in memory).
 Also: seconds to append the vectors and to open the index.
 Aim at 1,000,000 x 512: below 0.3 s, within 1.2 x of faiss."""
-import argparse, os, resource, statistics, tempfile, time
+import os, resource, statistics, tempfile
 from pathlib import Path
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument('--rows', type=int, default=1_000_000)
-parser.add_argument('--dim', type=int, default=512)
-parser.add_argument('--threads', type=int, default=2)
-parser.add_argument('--turns', type=int, default=7)
-args = parser.parse_args()
+from common import options, timed
+
+args = options(__doc__, rows=1_000_000, dim=512, threads=2, turns=7)
 os.environ.update(OMP_NUM_THREADS=str(args.threads), OPENBLAS_NUM_THREADS=str(args.threads))
 
 import faiss
@@ -24,12 +21,6 @@ def chunks(rng, step=50_000):
     for i in range(0, args.rows, step):
         x = rng.standard_normal((min(step, args.rows - i), args.dim), dtype=np.float32)
         yield x/np.linalg.norm(x, axis=1, keepdims=True), [f'{i + k}.jpg' for k in range(len(x))]
-
-
-def timed(f):
-    start = time.perf_counter()
-    out = f()
-    return time.perf_counter() - start, out
 
 
 with tempfile.TemporaryDirectory() as folder:

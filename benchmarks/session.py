@@ -6,10 +6,9 @@ Canonical correlations, fitted on three quarters of the people, score the rest: 
 512 numbers, three weights of the cues, five times as many people), and on ten-number summaries of sound and pictures
 of a drawn corpus.
 """
-import argparse
-
 import numpy as np
 
+from common import options
 from vfassoc.synthetic.corpus import SynthConfig, draw_truth, make_media
 from vfassoc.synthetic.population import PopulationModel, draw_features, draw_latents, session_accuracy
 
@@ -57,11 +56,6 @@ def rows(a):
     yield 'summaries of media', [score(*media(a.session, c, a.people, a.videos)) for c in COUPLINGS]
 
 if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--session', type=float, default=1.)
-    p.add_argument('--people', type=int, default=80)
-    p.add_argument('--videos', type=int, default=6)
-    p.add_argument('--ridge', type=float, default=1.)
-    a = p.parse_args()
+    a = options(__doc__, session=1., people=80, videos=6, ridge=1.)
     print(f'{"":34}' + ''.join(f'coupling {c:<6g}' for c in COUPLINGS))
     for name, values in rows(a): print(f'{name:34}' + ''.join(f'{100*x:<15.1f}' for x in values), flush=True)

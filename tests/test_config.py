@@ -1,15 +1,19 @@
 "Configurations: strict types and ranges, one line for all that is wrong, tables that JSON gives back unchanged."
 import dataclasses, importlib, inspect, json, pickle, random, subprocess, sys
 from dataclasses import dataclass
+from typing import Annotated
 
 import pytest
+from pydantic import Field
 from pydantic.dataclasses import is_pydantic_dataclass
 
 from checkout import ROOT, modules
-from vfassoc.core import ConfigError, RunError, RunFolder, Settings, from_dict, to_dict, write_json
+from vfassoc.core import (ConfigError, Fraction, RunError, RunFolder, Seed, Settings, config, from_dict, to_dict,
+                          write_json)
 from vfassoc.experiments.sweeps import GRIDS, cells, load_grid
 from vfassoc.methods.base import METHODS
 from vfassoc.methods.registry import choose_method
+from vfassoc.models.fusion import FusionConfig
 from vfassoc.training.config import TrainConfig
 from vfassoc.training.recipes import RECIPES, Recipe, load_recipe, stored_recipe
 from vfassoc.training.run import _check_same_config
@@ -34,6 +38,41 @@ def test_all_wrong_fields_are_in_the_line():
     changes = {f'{t}.{f}': v for t, f, v in BAD}
     line = said(lambda: load_recipe('cid-demo', changes))
     assert all(f'{t}.{f} = ' in line for t, f, _ in BAD)
+
+@config('ranges')
+class Ranges:
+    "Numbers with one and two ends, in tuples, tables and with none."
+    share:Fraction = .5
+    margin:Annotated[float, Field(gt=0, le=2)]|None = 1.
+    delta:Annotated[float, Field(gt=0, lt=1)] = .5
+    steps:Annotated[int, Field(ge=1, lt=9)] = 1
+    seed:Seed = 0
+    most:Annotated[int, Field(le=5)] = 1
+    ks:tuple[Annotated[int, Field(ge=2)], ...] = (2,)
+    fusion:FusionConfig = FusionConfig()
+
+@pytest.mark.parametrize('table, field, allowed', [
+    ({'share': 1.5}, 'share = 1.5', '0 to 1'), ({'share': -1.}, 'share = -1.0', '0 to 1'),
+    ({'margin': 3}, 'margin = 3', 'above 0, up to 2'), ({'delta': 1.}, 'delta = 1.0', 'above 0, below 1'),
+    ({'steps': 9}, 'steps = 9', 'at least 1, below 9'), ({'seed': -1}, 'seed = -1', '0 to 4294967295'),
+    ({'most': 6}, 'most = 6', 'up to 5'), ({'ks': [4, 1]}, 'ks.1 = 1', '2 or more'),
+    ({'fusion': {'dim': 0}}, 'fusion.dim = 0', 'above 0')])
+def test_the_whole_range_is_named(table, field, allowed):
+    assert said(lambda: from_dict(Ranges, table)) == f'Ranges: {field}; allowed: {allowed}'
+    if 'fusion' not in table:
+        direct = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        assert said(lambda: Ranges(**direct)) == f'ranges: {field}; allowed: {allowed}'
+
+@pytest.mark.parametrize('cls, field, values', [ # a loss does not check what its method's configuration has checked
+    ('cid', 'tau', (0., -1., float('nan'))), ('cmpc', 'tau', (0.,)), ('cmpc', 'momentum', (1.5, -.1, float('nan'))),
+    ('cmpc', 'delta', (-3.1, float('nan'))), ('cmpc', 'kappa', (0., -1, float('inf'))),
+    ('cmpc-released', 'delta', (3.1,)), ('cmpc-released', 'kappa', (0.,)), ('cmpc-released', 'tau', (0.,)),
+    ('dimnet-i', 'tau', (0.,)), ('kim', 'margin', (0., 5.)), ('pins', 'margin', (0., 2.1)), ('pins', 'step', (0.,)),
+    ('pins', 'start', (-.1, .9)), ('pins', 'stop', (1.1,)), ('pins', 'every', (0,)), ('faa', 'alpha', (0.,)),
+    ('faa', 'beta', (0.,)), ('faa', 'eps', (-1., 2.1)), ('faa', 'margin', (0., 2.1)), ('faa', 'n_clusters', (1,)),
+    ('faa', 'min_clusters', (1,)), ('faa', 'patience', (0,)), ('faa', 'negative_mining', ('easiest',))])
+def test_ranges_of_losses_stand_in_the_configurations(cls, field, values):
+    for v in values: assert f'{field} = {v!r}' in said(lambda: METHODS.find(cls, '').config_class(**{field: v}))
 
 def test_unknown_and_missing_keys():
     assert "train: unknown key 'sed'" in said(lambda: load_recipe('cid-demo', {'train.sed': 1}))

@@ -259,9 +259,7 @@ def test_the_counter_sees_what_waits():
 
 
 @pytest.mark.parametrize('kw, word', [
-    (dict(momentum=1.5), 'momentum = 1.5; allowed: 0 to 1'), (dict(momentum=-.1), 'momentum'),
-    (dict(momentum=float('nan')), 'momentum'), (dict(variant='relased'), "variant = 'relased'"),
-    (dict(n=0), 'n = 0'), (dict(d=0), 'd = 0'), (dict(corpus='v1'), "corpus = 'v1'"),
+    (dict(variant='relased'), "variant = 'relased'"), (dict(n=0), 'n = 0'), (dict(corpus='v1'), "corpus = 'v1'"),
 ])
 def test_bad_settings(kw, word):
     with pytest.raises(ConfigError) as e: Memory(**{'n': 4, 'd': 2, **kw})

@@ -11,7 +11,8 @@ from vfassoc.corpus.features import load_features
 from vfassoc.corpus.packed import load_pack
 from vfassoc.evaluation.scorers import load_embeddings
 from vfassoc.experiments.diagnostics import read_traces
-from vfassoc.experiments.sweeps import cells, grid_runs, is_finished, load_grid
+from vfassoc.experiments.runner import find_report, parse_parameters
+from vfassoc.experiments.sweeps import GRIDS, cells, grid_runs, is_finished, load_grid
 from vfassoc.experiments.tables import published_scores, read_printed, read_scores
 from vfassoc.methods.registry import build_method
 from vfassoc.models.two_tower import VoiceFaceModel
@@ -27,6 +28,26 @@ NEW = { # what `cmpc-features` was trained with, in the words of this release
        'model.voice_dim': 8,
     'model.face_dim': 8, 'method.num_prototypes': [3, 5], 'method.cid_samples': 16, 'train.total_samples': 64,
     'train.batch_size': 8, 'train.lr_warmup': 8, 'train.trace': True}
+
+
+def test_an_old_session_of_a_saved_sweep_is_pointed_out_once(tmp_path, capsys):
+    plan = {**GRIDS['compare'], 'synth': {'identities': 9, 'session': .5}}
+    for synth, told in ((plan['synth'], 1), (plan['synth'], 0), ({**plan['synth'], 'variation': 1.}, 0),
+                        ({**plan['synth'], 'session_coupling': 1.}, 0), ({'identities': 9}, 0)):
+        (tmp_path/'old.json').write_text(json.dumps({**plan, 'synth': synth}))
+        assert load_grid(tmp_path/'old.json').synth == synth
+        said = capsys.readouterr().err
+        assert said.count('\n') == told and ('`variation`' in said) == bool(told)
+    core._noticed.clear()
+    (tmp_path/'old.json').write_text(json.dumps({**plan, 'encoder': {'run': 'e', 'recipe': 'cid-demo',
+                                                                     'synth': plan['synth']}}))
+    assert load_grid(tmp_path/'old.json') and capsys.readouterr().err.count('`variation`') == 1
+
+
+def test_an_old_parameter_of_a_report_is_read(capsys):
+    assert parse_parameters(find_report('tsne'), ['people=3']) == {'identities': 3}
+    assert capsys.readouterr().err == 'people is now identities\n'
+    with pytest.raises(ConfigError, match="'people'"): parse_parameters(find_report('train'), ['people=3'])
 
 
 @pytest.fixture(autouse=True)

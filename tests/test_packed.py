@@ -10,7 +10,8 @@ from tiny_grid import CHANGES, PROTOCOL, SYNTH, here, ini
 from vfassoc.cli import main
 from vfassoc.core import read_json
 from vfassoc.corpus.dataset import PairDataset
-from vfassoc.corpus.packed import is_packed, load_pack
+from vfassoc.corpus.manifest import corpus_kind
+from vfassoc.corpus.packed import load_pack
 from vfassoc.evaluation.run import evaluate_run
 from vfassoc.synthetic.corpus import SynthConfig, write_corpus
 from vfassoc.training.recipes import load_recipe
@@ -54,7 +55,7 @@ def test_a_run_on_the_packed_form_is_the_run_on_the_files(home, capsys):
 
 
 def test_a_run_on_files_is_evaluated_in_the_packed_form(home):
-    if not is_packed(home/'data/packed'): assert main(['pack', 'tiny', '-o', 'packed']) == 0
+    if corpus_kind(home/'data/packed') != 'packed': assert main(['pack', 'tiny', '-o', 'packed']) == 0
     run = home/'runs/both'
     assert train(load_recipe('cid-demo', {**CHANGES, 'corpus': 'tiny'}), run, here(home), quiet=True).finished
     a, b = (evaluate_run(run, here(home), PROTOCOL, corpus=c).table for c in ('tiny', 'packed'))
@@ -62,7 +63,7 @@ def test_a_run_on_files_is_evaluated_in_the_packed_form(home):
 
 
 def test_refusals_are_one_line(home, capsys):
-    if not is_packed(home/'data/pixels'):
+    if corpus_kind(home/'data/pixels') != 'packed':
         assert main(['pack', 'tiny', '-o', 'pixels', '--set', f'pixels={CHANGES["data.face_size"]}']) == 0
     def said(*words):
         assert main(list(words)) == 2

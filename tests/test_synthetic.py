@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from vfassoc.core import VfassocError
 from vfassoc.corpus.manifest import scan
 from vfassoc.synthetic import corpus as synthetic
-from vfassoc.synthetic.corpus import (SynthConfig, draw_truth, make_media, oracle_scores, read_config, read_truth,
+from vfassoc.synthetic.corpus import (SynthConfig, draw_truth, make_media, oracle_scores, read_truth,
                                       write_corpus)
 from vfassoc.synthetic.face import FACE, draw_pose, draw_scene, face_of
 from vfassoc.synthetic.render import render
@@ -79,7 +79,6 @@ def test_killed_between_sound_and_pictures(corpus, tmp_path):
 def test_finished_corpus_returns_at_once(corpus, monkeypatch):
     monkeypatch.setattr(synthetic, 'draw_truth', lambda cfg: pytest.fail('a finished corpus was drawn again'))
     assert write_corpus(corpus, TINY, 2) == corpus
-    assert read_config(corpus) == TINY
 
 def test_other_configuration_is_refused(corpus):
     before = digests(corpus)
@@ -172,7 +171,6 @@ def test_truth_survives_the_disk(corpus):
 def test_damaged_truth_is_one_line(corpus, tmp_path):
     (tmp_path/'truth.csv').write_bytes(b'identity,video\n"\xff\xfe')
     one_line(lambda: read_truth(tmp_path), 'truth.csv')
-    one_line(lambda: read_config(tmp_path), 'synth.json')
 
 def test_alone_in_a_split_nobody_else_is_heard():
     truth = draw_truth(SynthConfig(identities=1, videos_per_identity=20, offscreen=.5, train=1., valid=0.))

@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest, torch
 
 import tiny_grid
 from vfassoc.cli import main
-from vfassoc.core import CorpusError, RunError, read_json, to_dict, write_json
+from vfassoc.core import ConfigError, CorpusError, RunError, read_json, to_dict, write_json
 from vfassoc.experiments import tuning
 from vfassoc.experiments.tuning import (SPACE, TuneConfig, other_video_auc, search_space, study_table, trial_settings,
                                         tune)
@@ -204,15 +204,33 @@ def test_what_diverges_counts(home, tmp_path, monkeypatch):
     t = tune(cid(), tmp_path/'s', here(home), TuneConfig(trials=2), say=quiet)
     assert t.state.tolist() == ['diverged']*2 and not (tmp_path/'s/best.json').exists()
 
-def test_another_error_ends_the_command_and_does_not_count(home, tmp_path, monkeypatch):
-    def broken(recipe, *a, **kw): raise RunError('x: the disk is full')
-    with monkeypatch.context() as m:
-        m.setattr(tuning, 'train', broken)
-        with pytest.raises(RunError, match='disk'):
-            tune(cid(), tmp_path/'s', here(home), TuneConfig(trials=1), say=quiet)
-    monkeypatch.setattr(tuning, '_train_trial', lambda *a: (.5, 0))
-    t = tune(cid(), tmp_path/'s', here(home), TuneConfig(trials=1), say=quiet)
-    assert t.state.tolist() == ['fail', 'complete']
+def test_a_trial_that_fails_is_recorded_and_the_others_go_on(home, tmp_path, monkeypatch):
+    faults = [RunError('x: the disk is full'), ValueError('two\nlines'), CorpusError('y: gone')]
+    def trained(folder, trial, *a):
+        if trial.number < 3: raise faults[trial.number]
+        return .5, 0
+    monkeypatch.setattr(tuning, '_train_trial', trained)
+    lines = []
+    t = tune(cid(), tmp_path/'s', here(home), TuneConfig(trials=4), say=lines.append)
+    reasons = ['x: the disk is full', 'ValueError: two lines', 'y: gone', '']
+    assert t.state.tolist() == ['failed']*3 + ['complete'] and t.reason.tolist() == reasons
+    assert len(lines) == 4 and all(r in line and '\n' not in line for r, line in zip(reasons, lines))
+    assert pd.read_csv(tmp_path/'s/trials.csv').reason.fillna('').tolist() == reasons
+    t = tune(cid(), tmp_path/'s', here(home), TuneConfig(trials=4), say=quiet) # others in their place
+    assert t.state.tolist() == ['failed']*3 + ['complete']*4
+
+def test_a_wrong_setting_ends_the_study_at_once(home, tmp_path, monkeypatch):
+    def refused(*a): raise ConfigError('recipe x: tau = 0; allowed: above 0')
+    monkeypatch.setattr(tuning, '_train_trial', refused)
+    with pytest.raises(ConfigError, match='tau = 0'):
+        tune(cid(), tmp_path/'s', here(home), TuneConfig(trials=3), say=quiet)
+    assert study_table(tmp_path/'s').state.tolist() == ['failed']
+
+def test_a_study_without_a_score_says_why(home, tmp_path, monkeypatch, capsys):
+    def broken(*a): raise RunError('x: the disk is full')
+    monkeypatch.setattr(tuning, '_train_trial', broken)
+    assert main(command(home, tmp_path/'s', '--trials', '2')) == 2
+    assert 'no trial was scored (the last: x: the disk is full)' in capsys.readouterr().err
 
 def test_ctrl_c_leaves_a_trial_that_goes_on(home, tmp_path, monkeypatch):
     def stopped(*a): raise KeyboardInterrupt
@@ -221,7 +239,7 @@ def test_ctrl_c_leaves_a_trial_that_goes_on(home, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt): tune(cid(), tmp_path/'s', here(home), TuneConfig(trials=1), say=quiet)
     monkeypatch.setattr(tuning, '_train_trial', lambda *a: (.5, 0))
     t = tune(cid(), tmp_path/'s', here(home), TuneConfig(trials=1), say=quiet)
-    assert t.state.tolist() == ['fail', 'complete'] and t['method.tau'].nunique() == 1
+    assert t.state.tolist() == ['interrupted', 'complete'] and t['method.tau'].nunique() == 1
 
 
 # ---- bad input

@@ -9,9 +9,9 @@ import pytest
 from vfassoc.cli import main
 from vfassoc.core import ConfigError, CorpusError, RunError, Settings
 from vfassoc.corpus.features import FeaturePairs, load_features
-from vfassoc.corpus.manifest import assert_disjoint
-from vfassoc.corpus.vectors import (VectorConfig, is_vectors, load_vectors, read_people, read_vectors,
-                                    split_identities, vectors_path, write_vectors)
+from vfassoc.corpus.manifest import assert_disjoint, corpus_kind
+from vfassoc.corpus.vectors import (VectorConfig, load_vectors, read_people, read_vectors, split_identities,
+                                    vectors_path, write_vectors)
 from vfassoc.evaluation.run import evaluate_run
 from vfassoc.evaluation.trials import verification
 from vfassoc.training.recipes import load_recipe
@@ -69,7 +69,7 @@ def test_every_form_gives_one_corpus(tmp_path, form):
         assert read[m][1].identity.tolist() == d[m][1].identity.tolist()
         assert read[m][1].video.tolist() == d[m][1].video.tolist()
     m = write_vectors(tmp_path/'c', read)
-    assert is_vectors(m.root) and m.table.modality.value_counts().to_dict() == {'voice': 120, 'face': 120}
+    assert corpus_kind(m.root) == 'vectors' and m.table.modality.value_counts().to_dict() == {'voice': 120, 'face': 120}
     assert {s: len(m.identities(s)) for s in ('train', 'valid', 'test')} == {'train': 14, 'valid': 2, 'test': 4}
     assert isinstance(load_features(vectors_path(m.root)).voice, np.memmap)
 

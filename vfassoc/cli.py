@@ -14,11 +14,13 @@ Voice-face association: given a voice, which face; given a face, which voice.
 
 New here?  `vfassoc demo` generates a corpus, trains, evaluates and writes a report, in a few minutes on two cores.
 
-Your own corpus (a folder in the VoxCeleb1 layout, see data/README.md), step by step:
+Your own corpus (videos, or a folder in the VoxCeleb1 layout, see data/README.md), step by step:
+  vfassoc ingest videos -o data/mine               cut videos of talking faces into clips and face crops
   vfassoc prepare data/mine                        check every file, print the counts
   vfassoc train cid-demo --corpus mine --run mine  train the recipe `cid-demo` on it, into runs/mine
   vfassoc evaluate mine                            score it on the test identities
   vfassoc report evaluate --run mine               write tables and figures as one HTML file
+  vfassoc rank mine voice.wav photos/              which face? (`vfassoc rank --demo` needs no corpus)
 """
 
 
@@ -56,9 +58,10 @@ def changes(pairs, where):
 
 def synthesize(a, s):
     from vfassoc.core import from_dict
-    from vfassoc.synthetic.corpus import SynthConfig, write_corpus
+    from vfassoc.synthetic.corpus import SynthConfig, notice_session, write_corpus
     from vfassoc.training.run import corpus_path
     root, fields = corpus_path(a.corpus, s), {'seed': s.seed, **changes(a.set, 'synthesize')}
+    notice_session(fields, 'synthesize --set')
     for name, value in (('session', a.session), ('session_coupling', a.session_coupling)):
         if value is not None: fields[name] = value
     write_corpus(root, from_dict(SynthConfig, fields, 'synthesize'), s.workers)
@@ -424,7 +427,8 @@ def tune(a, s):
     recipe = load_recipe(a.recipe, {'train.seed': s.seed, **c})
     folder = run_path(a.run or f'tune-{Path(a.recipe).stem}', s)
     table = run(recipe, folder, s, cfg, a.jobs, a.scheduler)
-    if not table.auc.notna().any(): raise RunError(f'{folder}: no trial was scored; see trials.csv')
+    if not table.auc.notna().any():
+        raise RunError(f'{folder}: no trial was scored (the last: {table.reason.iloc[-1]}); see trials.csv')
     best = table.loc[table.auc.idxmax()]
     print(f'{folder}: best of {a.trials} trials is {best.number}, validation AUC {100*best.auc:.1f} over other videos; '
           f'train it with `vfassoc train {folder/"best.json"}`')

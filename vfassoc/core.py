@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MODALITIES', 'Seed', 'Fraction', 'printable', 'VfassocError', 'ConfigError', 'CorpusError', 'RunError', 'Terminated',
            'temporary', 'sweep', 'atomic_path', 'write_json', 'read_json', 'occupied', 'end_workers', 'claim', 'claims',
-           'read_table', 'config', 'check_field', 'from_dict', 'to_dict', 'require', 'Registry', 'current_name',
-           'current_keys', 'user_path', 'Settings', 'load_settings', 'rng_for', 'seed_everything', 'progress',
-           'rank_and_world', 'gather_rows', 'barrier_before_exit', 'provenance', 'RunFolder', 'open_run']
+           'read_table', 'config', 'check_field', 'from_dict', 'to_dict', 'require', 'Registry', 'notice_renamed',
+           'current_name', 'current_keys', 'user_path', 'Settings', 'load_settings', 'rng_for', 'seed_everything',
+           'progress', 'rank_and_world', 'gather_rows', 'barrier_before_exit', 'provenance', 'RunFolder', 'open_run']
 
 # %% ../nbs/12_appendix/01_core.ipynb #d389f9ed
 import contextlib, errno, functools, hashlib, importlib.metadata, inspect, json, math, os, pkgutil
@@ -334,12 +334,40 @@ def _unknown(cls:type, d:dict, where:str, at:tuple=()):
 class _Refused(ValueError):
     "What `check_field` raises, for pydantic to collect: field, value, what is allowed."
 
-def _in_words(e:dict, where:str) -> str:
+@functools.lru_cache
+def _adapter(cls:type) -> TypeAdapter: return TypeAdapter(cls)
+
+def _schema_at(schema:dict, at:tuple) -> dict: # empty where the schema says nothing
+    "The part of a JSON schema that describes the value at keys `at`."
+    node = schema
+    for key in (*at, None):
+        node = next((x for x in node.get('anyOf', ()) if x.get('type') != 'null'), node)
+        if '$ref' in node: node = schema['$defs'][node['$ref'].rsplit('/', 1)[1]]
+        if key is None: break
+        items = node.get('prefixItems', ())
+        node = node.get('properties', {}).get(key) or (items[key] if isinstance(key, int) and key < len(items) else
+                                                       node.get('items')) or {}
+    return node
+
+def _range(
+    cls:type, # a configuration
+    at:tuple, # keys from it to a number
+) -> str: # '' if it has no range
+    "The whole range of a number in words: `0 to 1`, `above 0, up to 2`, `2 or more`."
+    node = _schema_at(_adapter(cls).json_schema(), at)
+    low, above, high, below = (None if (x := node.get(k)) is None else f'{x:.12g}' for k in (
+        'minimum', 'exclusiveMinimum', 'maximum', 'exclusiveMaximum'))
+    if low and high: return f'{low} to {high}'
+    start = f'above {above}' if above else low and (f'{low} or more' if not below else f'at least {low}')
+    return ', '.join(filter(None, (start, high and f'up to {high}', below and f'below {below}')))
+
+def _in_words(e:dict, where:str, cls:type) -> str:
     "One of pydantic's errors as a line."
     at, refused = e['loc'], e.get('ctx', {}).get('error')
     if e['type'] == 'missing': return f'{where}: {".".join(map(str, at))} is missing; give it a value'
     if isinstance(refused, _Refused): return _said(where, (*at, refused.args[0]), *refused.args[1:])
     allowed = e['msg'].removeprefix('Input should be ').replace('an object', 'a table of fields')
+    if e['type'].startswith(('greater_than', 'less_than')): allowed = _range(cls, at) or allowed
     return _said(where, at, e['input'], allowed)
 
 def _failed(lines) -> ConfigError:
@@ -362,7 +390,7 @@ def config(
             if len(args) > len(names): raise TypeError(f'{where}: {len(args)} values for {len(names)} fields')
             try: build(self, **dict(zip(names, args)), **kw)
             except ValidationError as e:
-                raise _failed((_in_words(x, where) for x in e.errors(include_url=False))) from None
+                raise _failed((_in_words(x, where, cls) for x in e.errors(include_url=False))) from None
         cls.__init__ = checked
         return cls
     return make
@@ -376,9 +404,6 @@ def check_field(
     "Refuse a configuration in its `__post_init__`, unless `ok`; becomes a `ConfigError` that names field and value."
     if not ok: raise _Refused(field, value, allowed)
 
-@functools.lru_cache
-def _adapter(cls:type) -> TypeAdapter: return TypeAdapter(cls)
-
 def from_dict(
     cls:type, # a dataclass
     d:dict, # plain data: its fields by name; lists become tuples, tables become nested dataclasses
@@ -390,7 +415,7 @@ def from_dict(
     if wrong := [*_flaws(d, where), *_unknown(cls, d, where)]: raise _failed(wrong)
     try: return _adapter(cls).validate_json(json.dumps(d, default=os.fspath), strict=True)
     except ValidationError as e:
-        raise _failed((_in_words(x, where) for x in e.errors(include_url=False))) from None
+        raise _failed((_in_words(x, where, cls) for x in e.errors(include_url=False))) from None
     except TypeError as e: raise ConfigError(f'{where}: {e}; give numbers, texts, lists and tables') from None
 
 def to_dict(
@@ -473,8 +498,11 @@ _OLD_VALUES = {'model.encoder': {'faa': 'ecapa+inception', 'features': 'linear'}
                'method.name': {'identity': 'dimnet-i'}}
 _noticed:set[str] = set() # what this process has said already
 
-def _notice(old:str, new:str):
-    "Say once in a process that a word has another name now."
+def notice_renamed(
+    old:str, # as the release before called it
+    new:str, # its name now
+):
+    "Say once in a process, on stderr, that a word has another name now."
     line = printable(f'{old} is now {new}')
     if line not in _noticed: print(line, file=sys.stderr, flush=True)
     _noticed.add(line)
@@ -485,7 +513,7 @@ def current_name(
 ) -> str: # the name now
     "Translate a name of the release before, with one line of notice."
     if name not in old: return name
-    _notice(name, old[name])
+    notice_renamed(name, old[name])
     return old[name]
 
 def current_keys(
@@ -505,10 +533,10 @@ def current_keys(
         if key in _OLD_KEYS and (key != 'method.every' or method == 'cmpc-released'): key = _OLD_KEYS[key]
         if key != old:
             if key in given: raise ConfigError(f'{where}: {old} and {key} are one setting; give {key} alone')
-            if notice: _notice(old, key)
+            if notice: notice_renamed(old, key)
         if isinstance(v, dict): v = current_keys(v, where, notice, f'{key}.', method)
         elif isinstance(v, str) and v in _OLD_VALUES.get(key, ()):
-            if notice: _notice(f'{key} = {v}', _OLD_VALUES[key][v])
+            if notice: notice_renamed(f'{key} = {v}', _OLD_VALUES[key][v])
             v = _OLD_VALUES[key][v]
         out[key[len(prefix):] if key != old else k] = v
     return out

@@ -109,14 +109,12 @@ class Memory(_RowStore):
     def __init__(self,
         n:int, # videos: one row each
         d:int, # width of an embedding
-        momentum:float=0.5, # m of eq. (4): weight of the old row
+        momentum:float=0.5, # m of eq. (4): weight of the old row, 0 to 1
         variant:str='paper', # 'paper', or 'released': random unit start, unit rows
         seed:int=0, # of the random start of 'released'
         corpus:str='', # hash of the manifest; loading the memory of another corpus then raises
     ):
         super().__init__(n, corpus)
-        require(isinstance(d, int) and d >= 1, 'Memory', 'd', d, '1 or more')
-        require(0 <= momentum <= 1, 'Memory', 'momentum', momentum, '0 to 1')
         require(variant in ('paper', 'released'), 'Memory', 'variant', variant, 'paper, released')
         self.momentum, self.variant = momentum, variant
         self.register_buffer('rows', torch.zeros(n, d)) # (n, d)

@@ -13,23 +13,17 @@ import torch
 from torch import Tensor
 
 from .kmeans import Clusters, kmeans
-from ..core import RunError, require
+from ..core import RunError
 
 # %% ../../nbs/05_clustering/03_pseudo_labels.ipynb #dc5c20be
 @dataclass(frozen=True)
 class Schedule:
     "The number of clusters from epoch to epoch; plain data for a checkpoint."
-    clusters:int # C
+    clusters:int # C, 2 or more: one cluster has no negative
     patience:int = 3 # epochs without a better score before C is halved
     min_clusters:int = 2 # C is never halved below it
     best:float|None = None # best validation score so far
     epochs_without_improvement:int = 0 # since the best score or the last halving
-
-    def __post_init__(self):
-        require(self.min_clusters >= 2, 'schedule', 'min_clusters', self.min_clusters,
-                '2 or more: one cluster has no negative')
-        require(self.clusters >= 2, 'schedule', 'clusters', self.clusters, '2 or more: one cluster has no negative')
-        require(self.patience >= 1, 'schedule', 'patience', self.patience, '1 or more epochs')
 
     def after(self,
         score:float|None, # of this validation, higher is better; None: no validation

@@ -17,8 +17,8 @@ from torch.utils.data import Subset
 from ..core import Settings, check_field, config, user_path
 from .dataset import DistributedBatchSampler, MediaDataset, PairDataset, media_loader
 from .features import FeaturePairs, Features, load_features, media_features, pair_batches
-from .manifest import Manifest
-from .vectors import is_vectors, vectors_path
+from .manifest import Manifest, corpus_kind
+from .vectors import vectors_path
 
 # %% ../../nbs/01_corpus/07_source.ipynb #ce163cd1
 @config('data')
@@ -60,7 +60,7 @@ class Source:
     ):
         self.manifest, self.data, self.workers = manifest, data, settings.workers
         path = features_path(data.feature_file, settings) if data.feature_file else None
-        if path is None and is_vectors(manifest.root): path = vectors_path(manifest.root)
+        if path is None and corpus_kind(manifest.root) == 'vectors': path = vectors_path(manifest.root)
         self.features:Features|None = load_features(path) if path else None
 
     @property

@@ -20,7 +20,8 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from ..core import ConfigError, RunError, atomic_path, claims, provenance, require, temporary
+from ..core import (ConfigError, RunError, atomic_path, claims, current_name, provenance, require,
+                          temporary)
 from .pages import literal
 
 # %% ../../nbs/10_experiments/08_runner.ipynb #d1ac57e0
@@ -68,6 +69,12 @@ def _same_type(v, default) -> bool:
         return isinstance(v, list) and (len(kinds) != 1 or all(_same_type(x, default[0]) for x in v))
     return type(v) is type(default)
 
+_OLD_PARAMETERS = {'tsne': {'people': 'identities'}} # names that are read for one release
+
+def _current_parameter(k:str, notebook, known:dict) -> str:
+    "Translate a parameter's name of the release before, with a line of notice."
+    return k if k in known else current_name(k, _OLD_PARAMETERS.get(Path(notebook).stem, {}))
+
 def check_parameters(
     notebook:str|Path, # path of a report
     parameters:dict, # the values to set, by name
@@ -75,6 +82,7 @@ def check_parameters(
     "Check names and types against the declaration. Raises `ConfigError` for an unknown name or another type."
     known, out = declared(notebook), {}
     for k,v in parameters.items():
+        k = _current_parameter(k, notebook, known)
         if k not in known:
             raise ConfigError(f'{notebook}: unknown parameter {k!r}; it declares: {", ".join(known) or "none"}')
         out[k] = _plain(v)
@@ -92,6 +100,7 @@ def parse_parameters(
     for pair in pairs:
         k, eq, v = pair.partition('=')
         require(bool(eq), str(notebook), 'parameter', pair, 'name=value')
+        k = _current_parameter(k, notebook, known)
         if not isinstance(known.get(k), str):
             try: v = ast.literal_eval(v)
             except (ValueError, SyntaxError): pass # stays text, which `check_parameters` judges

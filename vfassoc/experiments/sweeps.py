@@ -25,7 +25,7 @@ from ..corpus.features import load_features
 from ..corpus.source import features_path
 from ..evaluation.protocol import ProtocolConfig
 from ..evaluation.run import evaluate_run
-from ..synthetic.corpus import SynthConfig, write_corpus
+from ..synthetic.corpus import SynthConfig, notice_session, write_corpus
 from ..training.extract import make_features
 from ..training.loop import StopFlag, interruption, stop_when
 from ..training.recipes import Recipe, load_recipe, stored_recipe
@@ -274,6 +274,7 @@ def load_grid(
         try: d = {**read_json(name)}
         except (RunError, TypeError) as e: raise ConfigError(f'grid {e}') from None
     else: raise ConfigError(f'grid {name}: unknown; known: {", ".join(GRIDS)}, or a path that ends in .json')
+    for at in (d, d.get('encoder')): notice_session(at.get('synth') if isinstance(at, dict) else None, f'grid {name}')
     def words(x, key):
         return current_keys(x, f'grid {name}: {key}') if isinstance(x, dict) else x
     if 'changes' in d: d['changes'] = words(d['changes'], 'changes')

@@ -26,8 +26,8 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import PositiveInt
 from sklearn.metrics import roc_auc_score
 
-from ..core import (CorpusError, RunError, Seed, Settings, Terminated, VfassocError, atomic_path, config,
-                          occupied, read_table, require, rng_for, temporary, to_dict, write_json)
+from ..core import (ConfigError, CorpusError, RunError, Seed, Settings, Terminated, VfassocError, atomic_path,
+                          config, occupied, read_table, require, rng_for, temporary, to_dict, write_json)
 from ..corpus.manifest import Manifest
 from .sweeps import interruptible, is_stopped, one_command, parallel_backend
 from ..models.all_pairs import score_all
@@ -172,9 +172,13 @@ def open_study(
 
 def is_counted(
     trial:FrozenTrial, # of a study
+    first:int=0, # number of the command's first trial
 ) -> bool:
-    "Return True for a trial that used its part of the budget: one that was scored, or that diverged."
-    return trial.state == TrialState.COMPLETE or 'diverged' in trial.user_attrs
+    """Return True for a trial that used its part of the budget: scored, diverged, or failed in this command.
+
+    A later command draws another trial for each that failed before."""
+    failed = 'failed' in trial.user_attrs and trial.number >= first
+    return trial.state == TrialState.COMPLETE or 'diverged' in trial.user_attrs or failed
 
 def _claim_study(folder:Path, recipe:Recipe, corpus:Manifest, cfg:TuneConfig):
     "Write `study.json`, or see that it is of the same study. Raises `RunError`."
@@ -214,14 +218,15 @@ def next_trial(
     folder:Path, # of the study
     recipe:Recipe, # its base
     cfg:TuneConfig, # budget, sampler
+    first:int=0, # number of the command's first trial, see `is_counted`
 ) -> tuple[optuna.Study, optuna.Trial, FileLock]|None: # the lock is held; None: the budget is used or taken
     "Start the next trial of a study: draw its settings, and record them."
     with _guard(folder):
         study = open_study(folder)
         alive = _bury(folder, study)
-        trials = study.get_trials(deepcopy=False)
-        if sum(map(is_counted, trials)) + alive >= cfg.trials: return None
-        study.sampler = _sampler(cfg, sum(map(is_counted, trials)) + alive)
+        counted = sum(is_counted(t, first) for t in study.get_trials(deepcopy=False)) + alive
+        if counted >= cfg.trials: return None
+        study.sampler = _sampler(cfg, counted)
         trial = study.ask()
         for field, (how, values) in search_space(recipe).items():
             if how in ('log', 'uniform'): trial.suggest_float(field, *values, log=how == 'log')
@@ -234,13 +239,14 @@ def next_trial(
 # %% ../../nbs/10_experiments/11_tuning.ipynb #3c9b9779
 def study_table(
     folder:str|Path, # of a study
-) -> pd.DataFrame: # a row per trial: number, state, auc, seconds, and a column for each field that was drawn
-    "List the trials of a study. Raises `RunError`."
+) -> pd.DataFrame: # a row per trial: number, state, auc, seconds, reason, and a column for each field that was drawn
+    "List the trials of a study; `reason` says why one diverged or failed. Raises `RunError`."
     rows = []
     for t in open_study(folder).get_trials(deepcopy=False):
-        state = 'diverged' if 'diverged' in t.user_attrs else t.state.name.lower()
-        rows.append(dict(number=t.number, state=state, auc=t.value, seconds=t.user_attrs.get('seconds'), **t.params))
-    return pd.DataFrame(rows, columns=None if rows else ['number', 'state', 'auc', 'seconds'])
+        state = next((k for k in ('diverged', 'failed') if k in t.user_attrs), t.state.name.lower())
+        rows.append(dict(number=t.number, state='interrupted' if state == 'fail' else state, auc=t.value,
+                         seconds=t.user_attrs.get('seconds'), reason=t.user_attrs.get(state, ''), **t.params))
+    return pd.DataFrame(rows, columns=None if rows else ['number', 'state', 'auc', 'seconds', 'reason'])
 
 def _publish(folder:Path, videos:int):
     "Write `trials.csv` and `best.json`."
@@ -266,6 +272,14 @@ def _train_trial(
     shutil.rmtree(run/'checkpoints', ignore_errors=True)
     return score, 0
 
+def _record_failure(study:optuna.Study, trial:optuna.Trial, e:Exception) -> str:
+    "Record in the journal why a trial has no score; return it in one line."
+    reason = str(e) if isinstance(e, VfassocError) else f'{type(e).__name__}: {" ".join(str(e).split())[:300]}'
+    diverged = isinstance(e, DivergedError)
+    trial.set_user_attr('diverged' if diverged else 'failed', reason)
+    study.tell(trial, state=TrialState.FAIL)
+    return 'diverged' if diverged else f'failed, {reason}'
+
 def run_trials(
     folder:Path, # of a study
     cfg:TuneConfig, # budget, sampler
@@ -273,15 +287,16 @@ def run_trials(
     threads:int=0, # of torch; 0: as they are
     stop:Path|None=None, # a file that is there once no trial is to go on
     parent:int=0, # process of the command, on this machine; 0: elsewhere
+    first:int=0, # number of the command's first trial, see `is_counted`
     say:Callable[[str], None]=print, # where a line for each trial goes
 ) -> int: # the signal that stopped it; 0: the budget is used
-    "Run trials of a study until its budget is used. Raises `VfassocError`."
+    "Run trials of a study until its budget is used; one that fails is recorded. Raises `ConfigError`."
     if threads: torch.set_num_threads(threads)
     recipe = load_recipe(folder/'recipe.json')
     corpus = open_corpus(recipe.corpus, settings)
-    while not is_stopped(stop, parent) and (got := next_trial(folder, recipe, cfg)):
+    while not is_stopped(stop, parent) and (got := next_trial(folder, recipe, cfg, first)):
         study, trial, lock = got
-        start, how = time.perf_counter(), 'diverged'
+        start = time.perf_counter()
         with contextlib.ExitStack() as stack:
             stack.callback(lock.release)
             try:
@@ -289,12 +304,9 @@ def run_trials(
                 if score is None: return sig or signal.SIGINT # its trial goes on when the study does
                 how = f'AUC {100*score:.1f}'
                 study.tell(trial, score)
-            except DivergedError as e:
-                trial.set_user_attr('diverged', str(e))
-                study.tell(trial, state=TrialState.FAIL)
-            except VfassocError:
-                study.tell(trial, state=TrialState.FAIL)
-                raise
+            except Exception as e: # the other trials go on, unless the settings of the study are wrong
+                how = _record_failure(study, trial, e)
+                if isinstance(e, ConfigError): raise
             except KeyboardInterrupt as e:
                 if stop is None or os.getpid() == parent: raise
                 return signal.SIGTERM if isinstance(e, Terminated) else signal.SIGINT
@@ -322,16 +334,19 @@ def tune(
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise RunError(f'{folder}: cannot be written ({e.strerror or e}); choose another folder') from e
-    with _guard(folder): _claim_study(folder, recipe, corpus, cfg)
+    with _guard(folder):
+        _claim_study(folder, recipe, corpus, cfg)
+        first = len(open_study(folder).get_trials(deepcopy=False))
     stop, parent = temporary(folder/'stop'), 0 if scheduler else os.getpid()
-    work = functools.partial(run_trials, folder, cfg, replace(settings, workers=0), stop=stop, parent=parent)
+    work = functools.partial(run_trials, folder, cfg, replace(settings, workers=0), stop=stop, parent=parent,
+                             first=first)
     if jobs == 1 and not scheduler: signals = [work(stop=None, say=say)]
     else:
         threads = max(1, (os.cpu_count() or 1)//jobs)
         with one_command(stop), parallel_backend(jobs, scheduler):
             signals = joblib.Parallel()(joblib.delayed(work)(threads=threads) for _ in range(jobs))
     if sig := max(signals):
-        done = sum(map(is_counted, open_study(folder).get_trials(deepcopy=False)))
+        done = sum(is_counted(t, first) for t in open_study(folder).get_trials(deepcopy=False))
         raise interruption(sig, f'{folder}: stopped, {done} of {cfg.trials} trials are finished; the same command '
                                 'goes on from here')
     return study_table(folder)

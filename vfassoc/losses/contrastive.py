@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import gather_rows, require, rank_and_world
+from ..core import gather_rows, rank_and_world
 from .triplet import symmetric, squared_distances
 
 # %% ../../nbs/06_losses/05_contrastive.ipynb #af75a3ac
@@ -21,7 +21,6 @@ def negative_at_percentile(
     hardness:float, # 0: the farthest negative, 1: the nearest
 ) -> Tensor: # (b,) the chosen candidate of each anchor
     "Select the negative at this percentile of hardness among the n-1 negatives of each anchor."
-    require(0 <= hardness <= 1, 'negative_at_percentile', 'hardness', hardness, '0 to 1')
     far_first = distances.scatter(1, target[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
     return far_first[:, round(hardness*(distances.shape[1] - 2))]
 
@@ -33,8 +32,6 @@ def pair_contrast(
     margin:float=0.6, # farther negatives have no loss; distance, 0 to 2
 ) -> Tensor: # (b,) loss of each anchor with its positive and one negative, not reduced
     "Compute |a-p|^2/2 + max(0, margin - |a-n|)^2/2 (Hadsell et al.), n the negative at a percentile of hardness."
-    require(0 < margin <= 2, 'pair_contrast', 'margin', margin, 'above 0, up to 2')
-    require(0 <= hardness <= 1, 'pair_contrast', 'hardness', hardness, '0 to 1')
     d = squared_distances(z, candidates)
     pull = d.gather(1, target[:, None])[:, 0]/2
     if len(candidates) < 2: return pull
@@ -58,10 +55,6 @@ def pins_hardness(
     stop:float=0.8, # largest hardness
 ) -> float: # percentile of hardness, 0 to 1
     "Compute the curriculum of PINs: from `start`, `step` harder after `every` epochs, up to `stop`."
-    require(0 <= start <= stop <= 1, 'pins_hardness', 'start, stop', (start, stop), '0 <= start <= stop <= 1')
-    require(step > 0, 'pins_hardness', 'step', step, 'above 0')
-    require(every >= 1, 'pins_hardness', 'every', every, '1 or more epochs')
-    require(epoch >= 0, 'pins_hardness', 'epoch', epoch, '0 or more')
     return min(stop, round(start + step*(epoch//every), 9))
 
 # %% ../../nbs/06_losses/05_contrastive.ipynb #c0caa1bc
@@ -72,7 +65,6 @@ def supervised_contrastive(
     margin:float=0.6, # farther negatives have no loss; distance, 0 to 2
 ) -> Tensor: # (b,) of each video: half the loss of its voice and of its face
     "Compute the loss of Hadsell et al. over the 2N embeddings of both modalities and all processes; 0 without a pair."
-    require(0 < margin <= 2, 'supervised_contrastive', 'margin', margin, 'above 0, up to 2')
     z, y, b = torch.cat([v, f]), torch.cat([label, label]), len(v)
     all_z, all_y = gather_rows(z), gather_rows(y)
     d = squared_distances(z, all_z)

@@ -9,18 +9,14 @@ __all__ = ['instance_weight']
 import math
 from typing import Literal
 
-from ..core import require
-
 # %% ../../nbs/06_losses/10_instance_term.ipynb #4cca64e2
 def instance_weight(
     samples:float, # seen since the warm-up ended; below 0: still in the warm-up
     schedule:Literal['constant', 'cosine']='constant', # after the warm-up
     end:float=1., # constant: the weight, 1 = the paper; cosine: the last weight
-    length:int=0, # cosine: samples in which the weight falls from 1 to `end`
+    length:int=0, # cosine: samples in which the weight falls from 1 to `end`, 1 or more
 ) -> float: # lambda, 0 to 1
-    "Compute the weight of eq. (1) of CMPC: 1 in the warm-up, then constant or half a cosine. Raises `ConfigError`."
-    require(schedule in ('constant', 'cosine'), 'instance_weight', 'schedule', schedule, 'constant, cosine')
+    "Compute the weight of eq. (1) of CMPC: 1 in the warm-up, then constant or half a cosine."
     if samples < 0: return 1.
     if schedule == 'constant': return end
-    require(length >= 1, 'instance_weight', 'length', length, '1 or more samples')
     return end + (1 - end)*(1 + math.cos(math.pi*min(1., samples/length)))/2

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import gather_rows, require, rng_for
+from ..core import gather_rows, rng_for
 
 # %% ../../nbs/06_losses/07_matching.ipynb #cc18f021
 @torch.no_grad()
@@ -27,7 +27,6 @@ def hard_negatives(
     temperature:float=1., # of `sampled`
 ) -> tuple[Tensor, Tensor]: # (b,) int64 the chosen candidate; (b,) bool: whether there is a negative
     "Select one negative per anchor among the candidates with another label (FAA §3.2.2). No gradient."
-    require(how in ('hardest', 'sampled', 'random'), 'hard_negatives', 'how', how, 'hardest, sampled, random')
     with torch.autocast(z.device.type, enabled=False): s = z.float() @ candidates.float().T
     if how != 'hardest':
         gumbel = -(-uniform.to(s).clamp(1e-12, 1 - 1e-7).log()).log()

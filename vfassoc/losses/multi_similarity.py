@@ -9,7 +9,7 @@ __all__ = ['mine_pairs', 'multi_similarity', 'multi_similarity_loss']
 import torch
 from torch import Tensor
 
-from ..core import RunError, gather_rows, require, rank_and_world
+from ..core import RunError, gather_rows, rank_and_world
 
 # %% ../../nbs/06_losses/06_multi_similarity.ipynb #b194fef1
 @torch.no_grad()
@@ -36,15 +36,12 @@ def multi_similarity(
     candidates:Tensor, # (n, d) unit norm; the anchors are among them
     candidate_label:Tensor, # (n,) int64
     own:Tensor, # (b,) int64 the row of `candidates` that is the anchor itself
-    alpha:float=2., # of the positives
-    beta:float=40., # of the negatives
+    alpha:float=2., # of the positives, above 0
+    beta:float=40., # of the negatives, above 0
     lam:float=1., # λ: where a pair counts half
     eps:float|None=0.1, # ε of the miner; None: all pairs, no miner
 ) -> Tensor: # (b,) loss of each anchor, not reduced; 0 for one that keeps no pair
     "Compute the multi-similarity loss (Wang et al. 2019), eq. (2) to (4) of FAA, in float32. Raises `RunError`."
-    require(alpha > 0, 'multi_similarity', 'alpha', alpha, 'above 0')
-    require(beta > 0, 'multi_similarity', 'beta', beta, 'above 0')
-    require(eps is None or 0 <= eps <= 2, 'multi_similarity', 'eps', eps, '0 to 2, or none')
     if len(label) != len(z) or len(candidate_label) != len(candidates):
         raise RunError(f'multi_similarity: {len(label)} labels for {len(z)} anchors, {len(candidate_label)} for '
                        f'{len(candidates)} candidates; give one each')

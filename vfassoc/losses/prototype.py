@@ -44,10 +44,9 @@ def prototype_contrast(
     z:Tensor, # (b, d) embeddings of one modality, unit norm
     clusters:Clusters, # prototypes of the other modality
     idx:Tensor, # (b,) int64, rows of the corpus
-    tau:float=0.03, # temperature of eq. (6)
+    tau:float=0.03, # temperature of eq. (6), above 0
 ) -> Tensor: # (b,) loss of each instance against all K prototypes, not reduced
     "Pull `z` to the prototype of its other modality, away from all others: eq. (6) of CMPC. Computes in float32."
-    require(tau > 0, 'prototype_contrast', 'tau', tau, 'above 0')
     target = assigned_prototypes(clusters.assign, idx)
     with torch.autocast(z.device.type, enabled=False):
         logits = (z.float()/tau) @ F.normalize(clusters.centroids.float(), dim=1).T
@@ -83,11 +82,10 @@ def prototype_losses(
     z:Tensor, # (b, d) embeddings of one modality, unit norm
     prototypes:Prototypes, # of the other modality
     idx:Tensor, # (b,) int64 rows of the corpus
-    tau:float=0.03, # temperature of eq. (6)
+    tau:float=0.03, # temperature of eq. (6), above 0
     missing:Literal['error', 'skip']='error', # rows never clustered: an error, or no prototype loss (0)
 ) -> Tensor: # (b, R) loss of each instance for each granularity, not reduced
     "Compute eq. (6) of CMPC for r = 1..R with one matrix product, in float32."
-    require(tau > 0, 'prototype_losses', 'tau', tau, 'above 0')
     own = assigned_prototypes(prototypes.assign, idx, 'skip' if prototypes.complete else missing)
     with torch.autocast(z.device.type, enabled=False):
         logits = ((z.float()/tau) @ prototypes.centroids.T).split(prototypes.sizes, dim=1)
@@ -101,7 +99,7 @@ def cmpc_loss(
     idx:Tensor, # (b,) int64, the videos' rows
     voice_clusters:Prototypes|Sequence[Clusters], # R clusterings of the voice memory
     face_clusters:Prototypes|Sequence[Clusters], # R clusterings of the face memory
-    tau:float=0.03, # temperature of eq. (1) and (6)
+    tau:float=0.03, # temperature of eq. (1) and (6), above 0
     missing:Literal['error', 'skip']='error', # rows never clustered: an error, or CID only
     instance_weight:float=1., # of InfoNCE; 1: eq. (7), 0: prototypes alone
     face_idx:Tensor|None=None, # (b,) int64 rows of the faces, if they are of other videos; None: `idx`

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..clustering.kmeans import Clusters
-from ..core import RunError, require
+from ..core import RunError
 from .prototype import Prototypes, assigned_prototypes, stack_prototypes
 
 # %% ../../nbs/06_losses/03_recalibration.ipynb #21d3e175
@@ -53,14 +53,12 @@ def recalibration_weights(
     mean:Tensor|float, # mu, over all instances
     std:Tensor|float, # sigma, over all instances: a standard deviation
     delta:float=-1., # the threshold, in standard deviations from the mean
-    kappa:float=0.1, # its softness: the variance of the Gaussian is kappa * std**2
+    kappa:float=0.1, # its softness, above 0: the variance of the Gaussian is kappa * std**2
 ) -> Tensor: # (b,) w, 0 to 1, without gradient; 1 where rho is unknown
     """Compute w = Phi((rho - (mu + delta*sigma))/(sqrt(kappa)*sigma)), eq. (9) of CMPC.
 
-    At rho = mu the weight is the same for every sigma, also for 0. Raises `ConfigError`.
+    At rho = mu the weight is the same for every sigma, also for 0.
     """
-    require(-3 <= delta <= 3, 'recalibration', 'delta', delta, '-3 to 3 (standard deviations)')
-    require(0 < kappa < math.inf, 'recalibration', 'kappa', kappa, 'above 0')
     with torch.no_grad():
         above, std = rho.float() - mean, torch.as_tensor(std, device=rho.device)
         z = above/std.clamp_min(torch.finfo(torch.float32).tiny)

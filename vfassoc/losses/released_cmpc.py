@@ -112,11 +112,9 @@ def released_deviation(
 def released_weights(
     rho:Tensor, # (b,) deviations of the batch
     delta:float=-1., # center of the Gaussian, in standard deviations from the mean
-    kappa:float=0.1, # its variance is kappa * std**2
+    kappa:float=0.1, # above 0; its variance is kappa * std**2
 ) -> Tensor: # (b,) w, above 0 to 1, without gradient
     "Compute the weights of the released code: a normalized cumulative sum of a Gaussian density over the sorted rho."
-    require(-3 <= delta <= 3, 'released_weights', 'delta', delta, '-3 to 3 (standard deviations)')
-    require(0 < kappa < math.inf, 'released_weights', 'kappa', kappa, 'above 0')
     with torch.no_grad():
         std = rho.std(correction=0)
         ranked, order = rho.sort(stable=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GENERATOR', 'DEVIATES', 'FIRST_NAMES', 'LAST_NAMES', 'VIDEO_ID_ALPHABET', 'VOICE_COLUMNS', 'FACE_COLUMNS',
            'VOICE_CUE_COLUMNS', 'FACE_CUE_COLUMNS', 'SESSION_COLUMNS', 'UNFINISHED', 'SynthConfig', 'draw_truth',
-           'make_media', 'synthetic_seed', 'write_corpus', 'read_config', 'read_truth', 'oracle_scores', 'ceilings']
+           'make_media', 'notice_session', 'synthetic_seed', 'write_corpus', 'read_truth', 'oracle_scores', 'ceilings']
 
 # %% ../../nbs/03_synthetic/05_corpus.ipynb #e923a75f
 import multiprocessing, os, shutil, signal, threading, time
@@ -26,8 +26,8 @@ from pydantic import Field
 from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
 
-from ..core import (CorpusError, Fraction, RunError, Seed, atomic_path, check_field, claim, config, from_dict,
-                          occupied, progress, read_json, read_table, require, rng_for, write_json)
+from ..core import (CorpusError, Fraction, RunError, Seed, atomic_path, check_field, claim, config,
+                          notice_renamed, occupied, progress, read_table, require, rng_for, write_json)
 from .face import (FACE, draw_pose, draw_scene, face_of, session_camera, session_face, session_pose,
                                     session_scene)
 from .population import (FACE_CUES, FACTORS, GENDERS, NATIONS, SESSION, SHIFTS, VOICE_CUES, Oracle,
@@ -214,6 +214,15 @@ def _table_of(cfg):
     del table['session'], table['session_coupling']
     return {'session' if k == 'variation' else k: v for k, v in table.items()}
 
+def notice_session(
+    table:dict|None, # fields of `SynthConfig`, as typed or from a file of any release
+    where:str, # what to call it
+):
+    "Say once that `session` has another meaning now, where the table may be of the release before."
+    if isinstance(table, dict) and 'session' in table and not {'variation', 'session_coupling'} & table.keys():
+        notice_renamed(f'{where}: `session` of the release before',
+                       '`variation`; `session` is the strength of a session that voice and face of a video share')
+
 def _current(table): # the table of synth.json with today's names
     if 'session_coupling' in table: return table
     names = {'variation' if k == 'session' else k: v for k, v in table.items()}
@@ -303,15 +312,6 @@ def write_corpus(
     return root
 
 # %% ../../nbs/03_synthetic/05_corpus.ipynb #25216bc7
-def read_config(
-    root:str|Path, # a synthetic corpus
-) -> SynthConfig: # its parameters
-    "Read the configuration of a complete synthetic corpus; `CorpusError` if there is none."
-    path = Path(root)/'synth.json'
-    if not path.is_file():
-        raise CorpusError(f'{root}: no complete synthetic corpus (no synth.json); write it with `vfassoc synthesize`')
-    return from_dict(SynthConfig, {k: v for k,v in _current(read_table(path)).items() if k != 'generator'}, str(path))
-
 _WORDS = ('identity', 'name', 'video', 'gender', 'nationality', 'split', 'deviate', 'heard')
 
 def read_truth(

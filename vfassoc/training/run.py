@@ -18,10 +18,10 @@ from ..core import (ConfigError, CorpusError, RunError, RunFolder, Settings, cla
                           open_run, read_table, seed_everything, to_dict, user_path, write_json)
 from ..corpus.dataset import DistributedBatchSampler
 from ..corpus.layout import readable
-from ..corpus.manifest import Manifest, assert_disjoint, load_or_scan
-from ..corpus.packed import is_packed, load_pack
+from ..corpus.manifest import Manifest, assert_disjoint, corpus_kind, load_or_scan
+from ..corpus.packed import load_pack
 from ..corpus.source import Source
-from ..corpus.vectors import is_vectors, load_vectors
+from ..corpus.vectors import load_vectors
 from ..methods.positives import Positives
 from ..methods.registry import build_method
 from ..models.embedding import open_source, pool_videos
@@ -60,13 +60,13 @@ def open_corpus(
 ) -> Manifest:
     "Return the manifest of a corpus, from the cache or by a scan. Raises `CorpusError` if splits share identities."
     root = corpus_path(corpus, settings)
-    with readable(root): packed, vectors = is_packed(root), is_vectors(root)
-    if packed:
+    with readable(root): kind = corpus_kind(root)
+    if kind == 'packed':
         if check != 'quick' or shared:
             raise ConfigError(f'{root}: is packed, --check and --shared do not apply; run `vfassoc index` on the '
                               'source folder, then pack again')
         m = load_pack(root)
-    elif vectors: m = load_vectors(root)
+    elif kind == 'vectors': m = load_vectors(root)
     else: m = load_or_scan(root, settings.data/'.cache', settings.workers, check, shared)
     assert_disjoint(m)
     return m
