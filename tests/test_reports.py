@@ -343,6 +343,10 @@ def test_compare_with_what_a_grid_has(tmp_path):
     rows = rows_of(page)
     assert set(rows['FAA <b>']) == {'–'} and rows['CID (3 seeds)'][0] != '–' and 'B, seed 1; FAA <b>, seed 0' in said(
         page)
+    titles = [c.get_text() for c in BeautifulSoup(page.read_text(), 'html.parser').select('caption')]
+    assert titles == list(tables.TITLES.values()), 'one table below the other: other videos, mixture, gap'
+    places = [(tmp_path/'f'/'compare.md').read_text().index(f'*{t}*') for t in titles]
+    assert places == sorted(places)
     _, page = run_report('compare', tmp_path/'r', dict(grid=grid, figures=tmp_path/'f', baseline='FAA <b>'),
                          code='hide', quiet=True)
     assert 'FAA <b>' in said(page) and 'CID (3 seeds)' in rows_of(page)

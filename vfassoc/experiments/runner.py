@@ -167,7 +167,9 @@ details.code>summary{cursor:pointer;color:#999;font:11px monospace;text-align:ri
 .jp-RenderedImage img{max-width:100%} audio{width:172px;height:32px}
 .jp-OutputArea-child{display:block;overflow:visible}
 .jp-OutputArea-output{display:block;width:auto;overflow-x:auto} .jp-MarkdownOutput{overflow-x:auto}
-figure.sound{display:inline-block;margin:0 1em .5em 0}</style>{%- endblock -%}
+figure.sound{display:inline-block;margin:0 1em .5em 0}
+@media(max-width:600px){.jp-RenderedHTMLCommon table{font-size:10px}
+th.row_heading{max-width:9em}}</style>{%- endblock -%}
 {%- block data_markdown scoped -%}<div class="jp-RenderedHTMLCommon jp-RenderedMarkdown jp-OutputArea-output">
 {{ output.data['text/markdown'] | markdown_text }}</div>{%- endblock -%}
 {%- block input -%}{%- if fold -%}<details class="code"><summary>code</summary>{{ super() }}</details>

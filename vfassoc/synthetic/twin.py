@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TWIN_INDEX_HELP', 'DEVIATE_SHARES', 'Strength', 'WIDTHS', 'TWIN_TRUTH', 'TwinIndex', 'read_twin_index', 'twin_splits',
-           'TwinConfig', 'choose_identities', 'draw_twin_truth', 'media_tables', 'write_twin', 'read_twin_truth']
+           'TwinConfig', 'choose_identities', 'draw_twin_truth', 'media_tables', 'write_twin', 'read_twin_truth',
+           'invent_index']
 
 # %% ../../nbs/03_synthetic/06_twin.ipynb #5ecf7654
 import re
@@ -23,7 +24,7 @@ from ..corpus.manifest import Manifest
 from ..corpus.vectors import VectorConfig, finish_vectors, load_vectors, new_folder, split_identities
 from ..corpus.voxceleb1 import read_index, read_split_tables
 from ..integrity import new_array
-from .population import NATIONS, PopulationModel, draw_features, draw_latents
+from .population import GENDERS, NATIONS, PopulationModel, draw_features, draw_latents
 
 # %% ../../nbs/03_synthetic/06_twin.ipynb #c16e335b
 TWIN_INDEX_HELP = ('get utterances.tsv.gz (identity, video, utterance, seconds, part: VoxCeleb metadata of '
@@ -34,7 +35,7 @@ _FACE = re.compile(r'([^\s,/]+)/(?:1\.6/)?([^\s,/]+)/(\d{1,9})\.jpg') # NAME/VID
 @dataclass(frozen=True, eq=False)
 class TwinIndex:
     "What is known of VoxCeleb1 without its media."
-    folder:Path # where it was read from
+    folder:Path|None # where it was read from; None: invented
     utterances:pd.DataFrame # identity, video, utterance, seconds
     people:pd.DataFrame # index identity; name, gender, nationality
     faces:pd.DataFrame # identity, video, frame: those that released lists name
@@ -64,6 +65,11 @@ def read_twin_index(
         raise CorpusError(f'{folder}: vox1_meta.csv does not know {abbreviate(gone)}; get both files of one release')
     return TwinIndex(folder, utterances, people, _listed_faces(folder/'cmpc', people))
 
+def _folder(index:TwinIndex, split:str) -> Path:
+    "Return where an index was read from. Raises `ConfigError` if it is invented."
+    require(index.folder is not None, 'twin', 'split', split, 'random: an invented index has no split of a paper')
+    return index.folder
+
 def twin_splits(
     index:TwinIndex, # from `read_twin_index`
     split:str, # cmpc, faa, random
@@ -73,9 +79,9 @@ def twin_splits(
     who = sorted(index.utterances.identity.unique())
     if split == 'random': return split_identities(who, VectorConfig(seed=seed))
     if split == 'faa':
-        tables = index.folder/'seeking-the-shape-of-sound'
+        tables = _folder(index, split)/'seeking-the-shape-of-sound'
         return read_split_tables(*(tables/f'vox1_{s}.csv' for s in ('train', 'val', 'test')))[0]
-    path = index.folder/'cmpc'/'Splits'/'identity_splits.txt'
+    path = _folder(index, split)/'cmpc'/'Splits'/'identity_splits.txt'
     if not path.is_file(): raise CorpusError(f'{path}: no such file; {TWIN_INDEX_HELP}; or set split=random')
     by_name = dict(zip(index.people['name'], index.people.index))
     return read_splits(path, lambda name: by_name.get(name.strip(), name.strip()))
@@ -232,7 +238,7 @@ def write_twin(
         save_features(tmp/'features.npz', x['voice'], x['face'], *(t.path[t.modality == m] for m in WIDTHS))
         del x
         for m in WIDTHS: (tmp/f'{m}.npy').unlink()
-        (tmp/'vox1_meta.csv').write_bytes((index.folder/'cmpc'/'vox1_meta.csv').read_bytes())
+        if index.folder: (tmp/'vox1_meta.csv').write_bytes((index.folder/'cmpc'/'vox1_meta.csv').read_bytes())
         z = {f'{m}_{i:02d}': x[:, i].astype(np.float32) for m, x in zip(WIDTHS, latents) for i in range(x.shape[1])}
         pd.concat([truth, pd.DataFrame(z)], axis=1).to_parquet(tmp/TWIN_TRUTH, index=False)
         finish_vectors(tmp, t, _twin_report(t, truth, cfg), twin=to_dict(cfg))
@@ -247,3 +253,22 @@ def read_twin_truth(
     t = pd.read_parquet(path)
     columns = [[c for c in t if re.fullmatch(rf'{m}_\d\d', c)] for m in WIDTHS]
     return t.drop(columns=sum(columns, [])), *(t[c].to_numpy(float) for c in columns)
+
+# %% ../../nbs/03_synthetic/06_twin.ipynb #3ffac811
+def invent_index(
+    identities:int=100, # people; at least 10
+    videos:int=12, # of each
+    utterances:int=3, # of a video
+) -> TwinIndex: # of no folder; use it with `split='random'`
+    "Invent the index of a small twin. Raises `ConfigError`."
+    for name, n, least in (('identities', identities, 10), ('videos', videos, 1), ('utterances', utterances, 1)):
+        require(n >= least, 'invent_index', name, n, f'{least} or more')
+    i, j, k = (x.ravel() for x in np.indices((identities, videos, utterances)))
+    who = np.array([f'id{90001 + n}' for n in range(identities)])
+    table = pd.DataFrame({'identity': who[i], 'video': [f'{w}-{v:03d}' for w, v in zip(who[i], j)],
+                          'utterance': [f'{n + 1:05d}' for n in k], 'seconds': 8.})
+    n = np.arange(identities)
+    people = pd.DataFrame({'name': [f'Nobody_{w}' for w in who], 'gender': np.array(GENDERS)[n % 2],
+                           'nationality': np.array(NATIONS)[n//2 % len(NATIONS)], 'age': np.nan}, index=who)
+    faces = pd.DataFrame({'identity': [], 'video': [], 'frame': np.array([], np.int64)})
+    return TwinIndex(None, table, people, faces)
