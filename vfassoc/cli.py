@@ -372,8 +372,17 @@ def evaluate(a, s):
     from vfassoc.evaluation.run import evaluate_run
     from vfassoc.experiments.tables import as_text, paper_table, read_scores
     from vfassoc.training.run import run_path
+    from vfassoc.exchange.trial_tables import has_trials
+    from vfassoc.training.run import corpus_path
     c = changes(a.set, 'evaluate')
     paths = [run_path(r, s) for r in a.run]
+    if a.lists and has_trials(tables := corpus_path(a.lists, s)):
+        if a.corpus or a.strict: raise ConfigError('evaluate: trial tables need no --corpus and no --strict')
+        from vfassoc.exchange.row_trials import evaluate_on_tables, tables_text
+        for p in paths:
+            result = evaluate_on_tables(p, tables, s, c)
+            print('\n'.join([f'{p}\n{tables_text(result)}', *result.notes]))
+        return
     if a.lists:
         from vfassoc.evaluation.run_published import evaluate_on_lists
         for p in paths: evaluate_on_lists(p, a.lists, s, c, a.corpus or '', a.strict)
@@ -390,8 +399,44 @@ def _add_evaluate(sub):
     q.add_argument('--corpus', help=f"{CORPUS} (default: the run's)")
     q.add_argument('--lists', metavar='FOLDER',
                    help='score on published trials (matching, verification, galleries) instead of drawn ones; writes '
-                        'lists.json')
+                        'lists.json. Or an imported corpus, with its trial tables; writes trial_tables.json')
     q.add_argument('--strict', action='store_true', help='with --lists: a line that cannot be used is an error')
+
+
+def _tables_of(corpora, s):
+    from vfassoc.exchange.trial_tables import read_trials
+    from vfassoc.training.run import corpus_path
+    return [t for c in corpora for t in read_trials(corpus_path(c, s))]
+
+
+def submit(a, s):
+    from vfassoc.exchange.submissions import (check_submission, join_submissions, submission_of, submission_text,
+                                              write_submission)
+    from vfassoc.training.run import load_run, run_path
+    runs = [load_run(run_path(r, s), s.torch_device) for r in a.run]
+    tables = [_tables_of([r.recipe.corpus], s) for r in runs]
+    output = user_path(a.output, 'output')
+    texts = join_submissions([submission_of(r, t) for r, t in zip(runs, tables)])
+    write_submission(output, texts)
+    print(submission_text(check_submission(output, sum(tables, []))))
+    print(output)
+
+
+def _add_submit(sub):
+    q = command(sub, submit, 'write the score files of a challenge (FAME, FLAG) as a zip file, and check it')
+    q.add_argument('run', nargs='+', help=f'{RUN}; one for each trained language')
+    q.add_argument('-o', '--output', required=True, metavar='FILE.zip', help='the zip file')
+
+
+def check_submission(a, s):
+    from vfassoc.exchange.submissions import check_submission as run, submission_text
+    print(submission_text(run(user_path(a.file, 'file'), _tables_of(a.corpus, s))))
+
+
+def _add_check_submission(sub):
+    q = command(sub, check_submission, 'check a submission as its scorer would read it; with labels, score it')
+    q.add_argument('file', metavar='FILE.zip', help='the zip file, or a folder')
+    q.add_argument('--corpus', nargs='+', required=True, help='imported corpora with the trial tables that it answers')
 
 
 def sweep(a, s):
@@ -496,8 +541,8 @@ def _add_demo(sub):
 
 # one per command, in the order of `--help`
 ADDERS = (_add_synthesize, _add_prepare, _add_ingest, _add_voxceleb1, _add_vectors, _add_import, _add_twin, _add_pack,
-          _add_extract, _add_train, _add_flops, _add_evaluate, _add_trials, _add_sweep, _add_tune, _add_report,
-          _add_results, _add_demo)
+          _add_extract, _add_train, _add_flops, _add_evaluate, _add_trials, _add_submit, _add_check_submission,
+          _add_sweep, _add_tune, _add_report, _add_results, _add_demo)
 
 
 def parser():
