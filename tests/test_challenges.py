@@ -69,7 +69,8 @@ def test_rows_that_share_a_vector_are_drawn_together():
     t, s = table(200)
     shared = replace(t, voice=np.tile(t.voice[:20], (10, 1)))
     s = s + 3*np.tile(np.random.default_rng(1).standard_normal(20), 10)
-    t, shared = (replace(x, rows=x.rows.assign(label=np.where(np.arange(200) % 20 < 10, '1', '0'))) for x in (t, shared))
+    label = np.where(np.arange(200) % 20 < 10, '1', '0')
+    t, shared = (replace(x, rows=x.rows.assign(label=label)) for x in (t, shared))
     together, apart = (score_table(RowScores(s), x, ProtocolConfig(replicates=500)).scores[0] for x in (shared, t))
     assert together['value'] == apart['value']
     assert together['high'] - together['low'] > 1.5*(apart['high'] - apart['low'])
