@@ -11,8 +11,8 @@ from vfassoc.inference import queries
 from vfassoc.inference.demo_model import DEMO, drawn_people
 from vfassoc.inference.index import Index
 from vfassoc.inference.matcher import load
-from vfassoc.inference.queries import QueryError
-from vfassoc.video.decode import read_frames
+from vfassoc.inference.queries import QueryError, find_media
+from vfassoc.video.decode import read_frames, write_video
 from vfassoc.video.detection import Faces
 from vfassoc.video.tracking import crop_face
 
@@ -77,6 +77,22 @@ def test_embed_writes_the_vectors_of_voices_and_faces(media, m, tmp_path, capsys
     np.testing.assert_allclose(z['face'], m.embed_faces(z['face_path'].tolist()), atol=1e-5)
     status, out, _ = said(capsys, 'embed', DEMO, media/'faces'/'0.png', '--csv')
     np.testing.assert_allclose(pd.read_csv(io.StringIO(out)).iloc[0, 2:].astype(float), z['face'][0], atol=1e-5)
+
+
+def test_media_of_a_folder_are_found_by_their_endings(tmp_path):
+    "A video is a voice: `read_sound` takes its sound."
+    for name in ('b.mp4', 'a.WAV', 'c.png', 'notes.txt', 'd.avi'): (tmp_path/name).touch()
+    def names(kind): return [p.name for p in find_media([tmp_path], kind)]
+    assert names('voice') == ['a.WAV', 'b.mp4'] and names('face') == ['c.png']
+    assert find_media([tmp_path/'c.png'], 'voice', must=False) == []
+    with pytest.raises(QueryError, match='c.png'): find_media([tmp_path/'c.png'], 'voice')
+    with pytest.raises(QueryError, match='gone'): find_media([tmp_path/'gone'], 'voice')
+
+
+def test_the_sound_of_a_video_is_a_voice(tmp_path, m):
+    sound = (3000*np.sin(np.arange(32_000)/9)).astype(np.int16)
+    write_video(tmp_path/'a.mp4', np.zeros((8, 48, 64, 3), np.uint8), sound, fps=4)
+    assert m.embed_voices(find_media([tmp_path], 'voice')).shape[0] == 1
 
 
 def test_index_is_searched_and_appended_to(media, capsys, tmp_path):

@@ -1,5 +1,5 @@
 "From videos to a corpus: decoding, detection against the published code, speech, extraction, and the command."
-import importlib.util, json, os, shutil
+import importlib.util, io, json, os, shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from torchvision.ops import box_iou, nms
 
 from checkout import ROOT
 from conftest import once
@@ -56,6 +57,7 @@ def test_several_streams_the_largest_picture_and_no_cover(tmp_path):
     "A small film, a large one, and a cover that is larger than both."
     path = tmp_path/'many.mkv'
     with av.open(str(path), 'w') as c:
+        c.add_attachment('cover.jpg', 'image/jpeg', cover(600))
         streams = []
         for w in (64, 128):
             s = c.add_stream('libx264', rate=5)
@@ -66,8 +68,42 @@ def test_several_streams_the_largest_picture_and_no_cover(tmp_path):
                 image = np.full((48, s.width, 3), s.width, np.uint8)
                 c.mux(s.encode(av.VideoFrame.from_ndarray(image, format='rgb24')))
         for s in streams: c.mux(s.encode(None))
+    with av.open(str(path)) as c: assert [s.width for s in c.streams.video] == [64, 128, 600]
     assert {f.image.shape for f in read_frames(path)} == {(48, 128, 3)}
     assert reason(read_sound, path) == 'no sound'
+
+
+def cover(side):
+    "A JPEG image."
+    out = io.BytesIO()
+    Image.new('RGB', (side, side), (9, 90, 200)).save(out, 'JPEG')
+    return out.getvalue()
+
+
+def song(path):
+    "A second of sound with an attached picture."
+    with av.open(str(path), 'w') as c:
+        sound, picture = c.add_stream('libmp3lame', rate=16_000, layout='mono'), c.add_stream('mjpeg', rate=1)
+        picture.width = picture.height = 64
+        picture.pix_fmt, picture.disposition = 'yuvj420p', av.stream.Disposition.attached_pic
+        for k in range(0, 16_000, 1_000):
+            wave = .1*np.sin(np.arange(k, k + 1_000, dtype=np.float32)/9)[None]
+            frame = av.AudioFrame.from_ndarray(wave, format='fltp', layout='mono')
+            frame.sample_rate, frame.pts = 16_000, k
+            c.mux(sound.encode(frame))
+        c.mux(sound.encode(None))
+        packet = av.Packet(cover(64))
+        packet.stream, packet.pts, packet.dts = picture, 0, 0
+        c.mux(packet)
+    return path
+
+
+def test_a_song_with_a_cover_is_no_film(tmp_path):
+    path = song(tmp_path/'song.mp3')
+    with av.open(str(path)) as c: assert len(c.streams.video) == 1 # the cover
+    info = probe_media(path)
+    assert (info.picture, info.sound, info.width) == (False, True, 0)
+    assert reason(read_frames, path) == 'no picture' and abs(len(sound_of(path)) - 16_000) < 3000
 
 
 @pytest.mark.parametrize('degrees, corner', [(90, (-3, 3)), (180, (-3, -3)), (-90, (3, -3))])
@@ -164,6 +200,19 @@ def test_the_detector_equals_the_published_code():
 @real
 def test_the_detector_equals_the_published_code_on_real_faces():
     assert check_against_published([next(read_frames(p)).image for p in CLIPS[:3]]) == 3
+
+
+def test_a_dropped_box_drops_others_unlike_in_greedy_suppression():
+    "Three boxes in a row, then 200 at random: what the published rule keeps is a part of what torchvision's keeps."
+    row, scores = torch.tensor([[0., 0, 3, 1], [1, 0, 4, 1], [2, 0, 5, 1]]), torch.tensor([.9, .8, .7])
+    assert detection.suppress(row, scores, .4).tolist() == [0] and nms(row, scores, .4).tolist() == [0, 2]
+    g = torch.Generator().manual_seed(0)
+    corner, scores = 100*torch.rand(200, 2, generator=g), torch.rand(200, generator=g)
+    boxes = torch.cat([corner, corner + 20 + 20*torch.rand(200, 2, generator=g)], 1)
+    ours, greedy = (set(f(boxes, scores, .3).tolist()) for f in (detection.suppress, nms))
+    overlap = box_iou(boxes, boxes) > .3
+    assert ours < greedy
+    for k in greedy - ours: assert {j for j in range(200) if overlap[j, k] and scores[j] > scores[k]} - greedy
 
 
 def test_weights_are_those_of_the_wheel_and_no_others(monkeypatch):

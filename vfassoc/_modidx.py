@@ -1422,6 +1422,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'vfassoc/experiments/tables.py'),
                                             'vfassoc.experiments.tables.stack_markdown': ( '10_experiments/tables.html#stack_markdown',
                                                                                            'vfassoc/experiments/tables.py'),
+                                            'vfassoc.experiments.tables.validation_positives': ( '10_experiments/tables.html#validation_positives',
+                                                                                                 'vfassoc/experiments/tables.py'),
                                             'vfassoc.experiments.tables.warmup_only': ( '10_experiments/tables.html#warmup_only',
                                                                                         'vfassoc/experiments/tables.py')},
             'vfassoc.experiments.tsne': { 'vfassoc.experiments.tsne.draw_map': ( '10_experiments/tsne.html#draw_map',

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECORD', 'KEY', 'PRINTED', 'RETRIEVAL', 'VERIFICATION', 'MATCHING', 'RANKING', 'PAPERS', 'SUMMARY', 'SETS', 'TITLES',
-           'REFERENCES', 'warmup_only', 'run_table', 'read_scores', 'read_notes', 'read_printed', 'published_scores',
-           'merge_seeds', 'Column', 'by_positives', 'leading', 'percent', 'paper_table', 'paper_tables', 'as_text',
-           'as_markdown', 'as_html', 'stack_markdown', 'stack_html']
+           'REFERENCES', 'warmup_only', 'validation_positives', 'run_table', 'read_scores', 'read_notes',
+           'read_printed', 'published_scores', 'merge_seeds', 'Column', 'by_positives', 'leading', 'percent',
+           'paper_table', 'paper_tables', 'as_text', 'as_markdown', 'as_html', 'stack_markdown', 'stack_html']
 
 # %% ../../nbs/10_experiments/02_tables.ipynb #5b79ba04
 import json, re, zlib
@@ -59,6 +59,13 @@ def warmup_only(
     never = 'prototypes' in history and len(history) and not history.prototypes.any()
     if not (samples is not None and samples <= warmup or never): return ''
     return f'{samples} samples trained, prototypes begin after {warmup}'
+
+def validation_positives(
+    run:str|Path, # a run's folder
+) -> str: # other videos, mixture; '' for a run that was not trained
+    "Return the positives by which the checkpoint of a run was chosen; runs from before this choice had the mixture."
+    train = read_table(open_run(run).config).get('train')
+    return train.get('validation_positives', 'mixture').replace('_', ' ') if train else ''
 
 def _about(run, kind) -> dict:
     "Return the facts that place a run in a table; scores on its training identities count as another method."
