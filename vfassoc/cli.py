@@ -492,6 +492,43 @@ def _add_tune(sub):
     q.add_argument('--set', **MANY, help='change a field of the base, e.g. train.total_samples=5000; may be repeated')
 
 
+def check(a, s):
+    from vfassoc.experiments import cells, checks, regimes, worlds
+    from vfassoc.training.run import run_path
+    cfg = checks.CheckConfig(run_path(a.run, s), s, worlds.find_sources(a.people or '', a.index or ''), a.budget)
+    world, _, method = (a.only or '').partition('/')
+    if a.check == 'regimes':
+        chosen = worlds.choose_names(world, regimes.AXES, 'map')
+        names = worlds.choose_names(method, regimes.MAPPED, 'method')
+        plan = regimes.plan_maps(names, 3 if a.seeds is None else a.seeds, {k: regimes.AXES[k] for k in chosen})
+        extra = regimes.EXTRA
+    else:
+        places = {k: worlds.WORLDS[k] for k in worlds.choose_names(world, worlds.WORLDS, 'world')}
+        rows = {k: cells.METHODS[k] for k in worlds.choose_names(method, cells.METHODS, 'method')}
+        settings = [a.setting] if a.setting else cells.SETTINGS
+        seeds, extra = 5 if a.seeds is None else a.seeds, ()
+        plan = checks.plan_cells(places, rows, cells.HEADLINE, seeds, settings)
+    table = Path(a.table or checks.TABLES[a.check])
+    done, of = checks.run_check(plan, table, cfg, a.jobs, a.limit_minutes, extra)
+    print(f'{table}: {done} of {of} cells are finished; `vfassoc report {checks.REPORTS[a.check]}` shows them')
+
+
+def _add_check(sub):
+    q = command(sub, check, 'train and score every method in every world (reality), or the points of maps (regimes)')
+    q.add_argument('check', choices=('reality', 'regimes'), help='reality: worlds and methods; regimes: maps')
+    q.add_argument('--only', metavar='WORLD[/METHOD]',
+                   help='one world (or map) and maybe one method, e.g. "twin, middle session/CMPC"')
+    q.add_argument('--setting', choices=('published', 'tuned'), help='only cells of this setting (default: both)')
+    q.add_argument('--seeds', type=int, help='seeds of each cell (default: 5; regimes 3)')
+    q.add_argument('--budget', type=int, default=12, help='trials of each study of a tuned cell (default: 12)')
+    q.add_argument('--limit-minutes', type=float, default=0., metavar='M', help='stop after M minutes (default: never)')
+    q.add_argument('--jobs', type=int, default=0, help='cells at a time, one thread each (default: one per core)')
+    q.add_argument('--run', default='check', help='folder of runs, studies and corpora: a name under `runs`, or a path')
+    q.add_argument('--table', metavar='FILE', help='CSV of finished cells (default: in figures/published)')
+    q.add_argument('--people', metavar='FOLDER', help='features.npz and people.csv of MAV-Celeb v1')
+    q.add_argument('--index', metavar='FOLDER', help="VoxCeleb1's index, see `vfassoc twin --help`")
+
+
 def report(a, s):
     from vfassoc.experiments.runner import declared, find_report, parse_parameters, result_name, run_report
     from vfassoc.training.run import run_path
@@ -515,7 +552,8 @@ def _add_report(sub):
 
 
 def results(a, s):
-    from vfassoc.experiments.results import choose_sweeps, render_results
+    from vfassoc.experiments.results import choose_sweeps, render_checks, render_results
+    if a.checks: return print(render_checks(a.output, s).resolve())
     sweeps = choose_sweeps(a.sweep or ())
     command = ' '.join(['vfassoc results', *(f'--sweep {x}' for x in a.sweep or ())])
     print(render_results(a.output, sweeps, s, a.jobs, command=command).resolve())
@@ -525,6 +563,8 @@ def _add_results(sub):
     q = command(sub, results, 'run unfinished sweeps and their reports, and write the published results as one page')
     q.add_argument('-o', '--output', default='RESULTS.md', metavar='FILE',
                    help='the page (default: RESULTS.md); its figures go to figures/published beside it')
+    q.add_argument('--checks', action='store_true',
+                   help='only the sections of `vfassoc check`, from the tables in figures/published beside the page')
     q.add_argument('--sweep', action='append', metavar='NAME[:REPORT,...]',
                    help='one of the sweeps (default: all), or another one with its reports; may be repeated')
     q.add_argument('--jobs', type=int, default=0, help='runs at a time (default: one per core; one on a GPU)')
@@ -542,7 +582,7 @@ def _add_demo(sub):
 # one per command, in the order of `--help`
 ADDERS = (_add_synthesize, _add_prepare, _add_ingest, _add_voxceleb1, _add_vectors, _add_import, _add_twin, _add_pack,
           _add_extract, _add_train, _add_flops, _add_evaluate, _add_trials, _add_submit, _add_check_submission,
-          _add_sweep, _add_tune, _add_report, _add_results, _add_demo)
+          _add_sweep, _add_tune, _add_check, _add_report, _add_results, _add_demo)
 
 
 def parser():
@@ -561,7 +601,8 @@ def parser():
 
 
 PATHS = ('corpus', 'output', 'run', 'recipe', 'grid', 'encoder', 'name', 'folder', 'tables', 'index', 'meta', 'lists',
-         'settings', 'model', 'query', 'media', 'gallery', 'voice', 'face') # arguments that are names or paths
+         'table', 'people', 'settings', 'model', 'query', 'media', 'gallery', 'voice',
+         'face') # arguments that are names or paths
 
 
 def check_text(a):

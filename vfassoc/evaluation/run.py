@@ -32,6 +32,7 @@ def embed(
     model:VoiceFaceModel, # in eval mode: without projection
     source:Source, # the media, at the lengths and sizes the model was trained with, or their cached features
     split:str|None, # 'test', 'valid', 'seen', 'train'; None: all
+    quiet:bool=False, # no progress bars
 ) -> Embeddings: # of every usable file of the split
     "Embed all media of a split as unit vectors, on the model's device. Raises `ConfigError` in training mode."
     if model.training:
@@ -40,7 +41,7 @@ def embed(
     for modality in ('voice', 'face'):
         tables.append(source.manifest.media(modality, split).drop(columns='modality'))
         z = np.zeros((len(tables[-1]), model.cfg.dim), np.float32)
-        with progress(total=len(z), desc=f'embed {modality}s', unit='file') as bar:
+        with progress(total=len(z), desc=f'embed {modality}s', unit='file', disable=quiet) as bar:
             for rows, x in encode_media(source, model.encode, modality, split, next(model.parameters()).device):
                 z[rows.numpy()] = x.numpy()
                 bar.update(len(rows))

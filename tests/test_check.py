@@ -1,0 +1,157 @@
+"The reality check at tiny scale: cells, their table, both reports, the section of RESULTS.md, bad input."
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tiny_grid import ini, here, page
+from vfassoc.cli import main
+from vfassoc.core import ConfigError
+from vfassoc.corpus.features import load_features
+from vfassoc.experiments import checks, reality, regimes
+from vfassoc.experiments.cells import CCA, METHODS, MethodRow, method_recipe
+from vfassoc.experiments.checks import CheckConfig, plan_cells, read_rows, run_check
+from vfassoc.experiments.results import render_checks
+from vfassoc.experiments.worlds import WORLDS, Sources, World, draw_world, find_sources
+from vfassoc.training.run import open_corpus
+
+TINY = World('twin', dict(session=.7), people=24, videos=3, items=1, changes={
+    'train.total_samples': 96, 'train.lr_warmup': 8, 'train.batch_size': 8, 'model.dim': 16})
+ROWS = {'CID': METHODS['CID'], 'CMPC': METHODS['CMPC'], CCA: MethodRow({'name': CCA, 'dim': 8, 'ridge': .1})}
+
+
+@pytest.fixture(scope='module')
+def checked(tmp_path_factory):
+    "A folder with both tables: three methods in a world of 24 people, and a map of two points."
+    folder = tmp_path_factory.mktemp('check')
+    ini(folder)
+    cfg, said = CheckConfig(folder/'runs'/'check', here(folder), budget=1), []
+    published = folder/'figures'/'published'
+    plan = plan_cells({'tiny': TINY}, ROWS, (), 1, ['published'])
+    assert run_check(plan, published/'reality-check.csv', cfg, 1, say=said.append) == (3, 3)
+    axes = {'session': (*regimes.AXES['session'][:2], (.7,), (0., 1.))}
+    plan = regimes.plan_maps(('CID', 'CMPC'), 1, axes, TINY)
+    assert run_check(plan, published/'regimes.csv', cfg, 1, extra=regimes.EXTRA, say=said.append) == (4, 4)
+    assert all(': done (' in line for line in said), said
+    return folder
+
+
+def test_the_reality_report_says_what_the_rows_say(checked, monkeypatch):
+    monkeypatch.setenv('VFASSOC_SETTINGS', str(checked/'settings.ini'))
+    table = checked/'figures/published/reality-check.csv'
+    rows = read_rows(table)
+    assert len(rows) == 5 and set(rows.commit.str.len() >= 7) == {True}
+    soup, text, figures = page('reality_check', checked, table=str(table))
+    last = rows[rows.weights == 'last'].set_index('method')
+    assert f'{last.U["CMPC"]:.1f}' in text and f'{last.gap["CID"]:.1f}' in text
+    assert f'undecided: 1 seed U {last.U["CMPC"] - last.U["CID"]:+.1f}' in text
+    assert 'Fused is better than cosine not run' in text and 'twin, strong session' in text # among the absent worlds
+    assert figures >= {'reality-published-last.png', 'reality-published-best.png'}
+
+
+def test_the_map_report_draws_the_points(checked, monkeypatch):
+    monkeypatch.setenv('VFASSOC_SETTINGS', str(checked/'settings.ini'))
+    table = checked/'figures/published/regimes.csv'
+    rows = read_rows(table, regimes.EXTRA)
+    d = regimes.map_differences(rows, 'session', 'CMPC')
+    wide = rows[rows.weights == 'last'].pivot_table('U', ['x', 'y'], 'method')
+    np.testing.assert_allclose(d.value, (wide.CMPC - wide.CID).to_numpy())
+    soup, text, figures = page('regimes', checked, table=str(table))
+    assert 'regimes-session.png' in figures and 'Not run: videos, deviates, clusters' in text
+
+
+def test_results_gain_the_sections_and_keep_the_others(checked, monkeypatch):
+    monkeypatch.setenv('VFASSOC_SETTINGS', str(checked/'settings.ini'))
+    out = checked/'RESULTS.md'
+    out.write_text('# Results\n\n## Sweep `a`\n\nkept\n\n## Reality check\n\nold\n')
+    for _ in range(2): render_checks(out, here(checked))
+    text = out.read_text()
+    assert text.count('## Reality check') == 1 and 'old' not in text and 'kept' in text and '## Regime maps' in text
+    for name in re.findall(r'\((figures/published/[\w-]+\.png)\)', text): assert (checked/name).is_file(), name
+
+
+def test_finished_cells_are_not_run_again_and_a_limit_stops(checked, tmp_path, monkeypatch):
+    cfg, table = CheckConfig(tmp_path/'check', here(tmp_path), budget=1), tmp_path/'t.csv'
+    plan = plan_cells({'tiny': TINY}, ROWS, (), 1, ['published'])
+    rows = read_rows(checked/'figures/published/reality-check.csv')
+    rows[rows.method != 'CMPC'].to_csv(table, index=False)
+    seen = []
+    monkeypatch.setattr(checks, 'cell_rows', lambda cell, cfg: seen.append(cell.method) or [])
+    assert run_check(plan, table, cfg, 1) == (2, 3) and seen == ['CMPC']
+    assert run_check(plan, table, cfg, 1, limit_minutes=1e-9) == (2, 3) and len(seen) <= 2
+    tuned = plan_cells({'tiny': TINY}, ROWS, (), 1, ['tuned'])
+    assert not any(checks.is_done(c, rows, 1) for c in tuned)
+
+
+def test_a_failed_cell_does_not_stop_the_others(tmp_path):
+    bad = {'bad': MethodRow({'name': 'cid', 'tau': -1.}), CCA: ROWS[CCA]}
+    plan = plan_cells({'tiny': TINY}, bad, (), 1, ['published'])
+    said = []
+    assert run_check(plan, tmp_path/'t.csv', CheckConfig(tmp_path/'c', here(tmp_path)), 1, say=said.append) == (1, 2)
+    assert 'tau = -1.0' in said[0] and set(read_rows(tmp_path/'t.csv').method) == {CCA}
+
+
+def test_every_method_has_a_recipe_in_every_world():
+    for world in WORLDS.values():
+        for name, row in METHODS.items():
+            if row.method['name'] == CCA or row.start: continue
+            recipe = method_recipe(world, row, {'corpus': 'x'})
+            assert recipe.uses_labels == ('labels' in name), name
+
+
+def test_the_claims_name_methods_of_the_check():
+    known = {v for m, r in METHODS.items() for v in (r.views or {m: ''})}
+    for c in reality.CLAIMS: assert {c.method, c.baseline} - {''} <= known, c.text
+    assert len(reality.CLAIMS) == 12 and set(regimes.MAPPED) <= known
+
+
+@pytest.mark.parametrize('arguments, where', [
+    (['reality', '--budget', '0'], 'budget = 0'), (['reality', '--only', 'mars'], "world = 'mars'"),
+    (['reality', '--only', 'twin, middle session/magic'], "method = 'magic'"),
+    (['regimes', '--only', 'x'], "map = 'x'"), (['reality', '--seeds', '-1'], 'seeds = -1'),
+    (['regimes', '--seeds', '0'], 'seeds = 0'), (['reality', '--people', 'nowhere'], 'people = nowhere')])
+def test_bad_input_is_one_line(arguments, where, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('VFASSOC_SETTINGS', str(ini(tmp_path)))
+    monkeypatch.chdir(tmp_path)
+    assert main(['check', *arguments]) == 2
+    err = capsys.readouterr().err.strip()
+    assert where in err and err.count('\n') == 0
+    assert not (tmp_path/'figures').exists()
+
+
+def test_a_table_of_another_version_is_refused(checked, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('VFASSOC_SETTINGS', str(ini(tmp_path)))
+    t = pd.read_csv(checked/'figures/published/reality-check.csv')
+    for name, table in (('old', t.assign(version=0)), ('less', t.drop(columns='gap'))):
+        table.to_csv(tmp_path/f'{name}.csv', index=False)
+        before = (tmp_path/f'{name}.csv').read_bytes()
+        assert main(['check', 'reality', '--table', str(tmp_path/f'{name}.csv')]) == 2
+        assert 'another version' in capsys.readouterr().err and (tmp_path/f'{name}.csv').read_bytes() == before
+
+
+def test_worlds_without_a_source_are_skipped_visibly(tmp_path, monkeypatch):
+    monkeypatch.delenv('VFASSOC_SHARED', raising=False)
+    assert find_sources() == Sources()
+    said, plan = [], plan_cells({k: w for k, w in WORLDS.items() if w.kind == 'people'}, ROWS, (), 1, ['published'])
+    assert run_check(plan, tmp_path/'t.csv', CheckConfig(tmp_path/'c', here(tmp_path)), 1, say=said.append) == (0, 0)
+    assert len(said) == 3 and all('skipped, the vectors of MAV-Celeb' in line for line in said)
+    with pytest.raises(ConfigError, match='no features.npz'): find_sources(str(tmp_path))
+
+
+def test_real_people_are_split_by_person_and_copies_are_out(tmp_path):
+    "Needs the vectors of MAV-Celeb v1."
+    sources = find_sources()
+    if not sources.people: pytest.skip('VFASSOC_SHARED does not lead to corpora/mavceleb-v1')
+    tested = []
+    for fold in (0, 1):
+        root = tmp_path/f'fold{fold}'
+        draw_world(WORLDS['people, Urdu to English'], root, fold, sources, here(tmp_path))
+        m = open_corpus(str(root), here(tmp_path))
+        assert set(m.table.language[m.table.split == 'test']) == {'English'}
+        assert set(m.table.language[m.table.split != 'test']) == {'Urdu'}
+        tested.append(set(m.table.identity[m.table.split == 'test']))
+        x = load_features(root/'features.npz')
+        for part in (x.voice, x.face):
+            assert len(np.unique(np.asarray(part), axis=0)) == len(part)
+    assert not tested[0] & tested[1]
