@@ -51,6 +51,8 @@ MODULES = {
     'trials': ['evaluation/trials.py'],
     'protocols': ['evaluation/protocol.py', 'evaluation/scorers.py'],
     'fused': ['evaluation/scorers.py', 'evaluation/protocol.py'],
+    'exchange': ['exchange/feature_csv.py', 'exchange/challenge_features.py', 'exchange/feature_trees.py',
+                 'exchange/feature_pickles.py', 'exchange/row_trials.py', 'exchange/submissions.py'],
 }
 
 
@@ -667,6 +669,30 @@ MUTANTS = [
     Mutant('voxceleb', 'clips are matched by video alone',
            "'clips': ['identity', 'video', 'number']", "'clips': ['identity', 'video']",
            'test_tables_of_voxceleb'),
+    Mutant('exchange', 'labels by the number of the row',
+           'label = same if x.label is None else x.label', 'label = np.arange(n) % 2 == 0',
+           'test_row_paired_forms'),
+    Mutant('exchange', 'a copy of a face is in another video',
+           '(v, v.max() + 1 + f)', '(v, v.max() + 1 + v)', 'test_bad_rows_are_counted'),
+    Mutant('exchange', 'faces keep their own identities',
+           "face['identity'] = voice.identity", "face['identity'] = face.identity", 'test_fame'),
+    Mutant('exchange', 'truths in the order of their file',
+           'found = keys.map(dict(zip(t[0], label)))', 'found = label', 'test_fame'),
+    Mutant('exchange', 'two people of one voice are joined to it',
+           'return dict(most[~most.person_y.duplicated(keep=False)]', 'return dict(most[most.person_y != 0]',
+           'test_a_face_is_of_the_person_with_most_of_its_videos'),
+    Mutant('exchange', 'vectors of any length', 'x[good] /= norm[good, None]', 'x[good] /= 1.', 'test_input_pickles'),
+    Mutant('exchange', 'the truth of a block is last',
+           'np.argsort(~mine, axis=1', 'np.argsort(mine, axis=1', 'test_a_block_is_right_if_its_own_identity_wins'),
+    Mutant('exchange', 'rows that share a vector are drawn apart',
+           "row_videos(table.voice, table.face, np.full(len(table), ''))", 'np.arange(len(table))',
+           'test_rows_that_share_a_vector_are_drawn_together'),
+    Mutant('exchange', 'the challenge scores similarities',
+           'roc_curve(label, -distance)', 'roc_curve(label, distance)', 'test_their_eer', by='both'),
+    Mutant('exchange', 'a submission of similarities',
+           'else s.max() - s', 'else s - s.min()', 'test_distances_keep_the_order'),
+    Mutant('exchange', 'a key twice is read without a word',
+           'if parts[0] in scores: faults', 'if parts[0] in (): faults', 'test_what_would_be_misread_is_refused'),
 ]
 
 

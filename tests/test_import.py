@@ -12,9 +12,11 @@ from vfassoc.cli import main
 from vfassoc.core import CorpusError, RunError
 from vfassoc.corpus.features import load_features
 from vfassoc.corpus.vectors import VectorConfig, load_vectors, vectors_path
+from vfassoc.evaluation.run_published import corpus_lists
 from vfassoc.exchange.challenge_features import read_fame, read_flag
 from vfassoc.exchange.feature_csv import find_list, list_rows, read_numbers, read_rows, write_numbers
-from vfassoc.exchange.imports import import_features, media_account, trial_account
+from vfassoc.exchange.feature_pickles import ids_by_video
+from vfassoc.exchange.imports import import_features, media_account, read_form, trial_account
 from vfassoc.exchange.pickles import read_pickle
 from vfassoc.exchange.trial_tables import load_trials, read_trials
 
@@ -347,6 +349,211 @@ def test_flag(tmp_path):
     path.write_text(path.read_text().replace('k0 1', 'k0 0').replace('id028 61', 'id028 28', 1))
     assert read_flag(tmp_path/'flag').refused == {'a pair of two identities': {'voice': 1, 'face': 1},
                                                   'the label and the list disagree': {'voice': 1, 'face': 1}}
+
+
+# ---- POLYSIM, CAFNet
+
+def write_tree(folder, backslash=False):
+    "Two people, two languages; the second face of a video repeats the first, one voice stands under both languages."
+    paths = {'voice': [], 'face': []}
+    for m, d in (('voice', 4), ('face', 6)):
+        for who in ('id0001', 'id0002'):
+            for lang, video in (('English', 'vA'), ('Urdu', 'vB')):
+                for k in range(2):
+                    p = f'feats/{m}feats/v1/{m}s/{who}/{lang}/{who}{video}/{k:05d}.npy'
+                    (folder/p).parent.mkdir(parents=True, exist_ok=True)
+                    np.save(folder/p, draw(1, d)[0])
+                    paths[m].append(p)
+    copy = folder/paths['face'][0], folder/paths['face'][1]
+    copy[1].write_bytes(copy[0].read_bytes())
+    (folder/paths['voice'][2]).write_bytes((folder/paths['voice'][0]).read_bytes()) # English and Urdu
+    t = pd.DataFrame({'audio_path': 'x.wav', 'identity': 'id0001', 'face_feats_path': paths['face'], 'label': '0.0',
+                      'voice_feats_path': paths['voice']})
+    if backslash: t = t.map(lambda x: x.replace('/', '\\'))
+    t.to_csv(folder/'train.csv', index=False)
+    (folder/'val.csv').write_text('key,voices,faces\nk1,val/v1/voices/English/0.npy,val/v1/faces/English/0.npy\n'*2)
+    return paths
+
+
+@pytest.mark.parametrize('table, backslash', [(None, False), ('train.csv', False), ('train.csv', True)])
+def test_polysim(tmp_path, table, backslash):
+    write_tree(tmp_path/'t', backslash)
+    found, m = import_features('polysim', tmp_path/'t', tmp_path/'c', lists=table and tmp_path/'t'/table)
+    t = account_is_whole(found, m)
+    assert t.loc['repeats a vector of its video'].tolist() == [0, 1]
+    assert t.loc['the same vector in several videos'].tolist() == [2, 0]
+    assert m.table.groupby('identity').language.unique().map(sorted).to_dict() == {
+        'id0001': ['English', 'Urdu'], 'id0002': ['English', 'Urdu']}
+    urdu = import_features('polysim', tmp_path/'t', tmp_path/'u', VectorConfig(languages=('Urdu',)))[1]
+    assert set(urdu.table.language) == {'Urdu'}
+
+
+def test_bad_files_of_a_tree(tmp_path):
+    paths = write_tree(tmp_path/'t')
+    folder, faces = tmp_path/'t', paths['face']
+    np.save(folder/faces[2], np.full(6, np.inf))
+    np.save(folder/faces[3], np.zeros(5))
+    np.save(folder/faces[4], np.zeros((2, 3)))
+    (folder/faces[5]).write_bytes(pickle.dumps(Call(os.system, 'touch gotcha')))
+    np.save(folder/faces[6], np.array([{}], object), allow_pickle=True)
+    (folder/faces[7]).unlink()
+    found = read_form('polysim', folder, folder/'train.csv')
+    assert {why: n['face'] for why, n in found.refused.items()} == {
+        'not finite': 1, 'another width than most': 1, 'not one vector': 1, 'not an array of numbers': 2,
+        'no such file, or not readable': 1}
+    (folder/'out.csv').write_text('a,b\n../x/voices/i/l/v/0.npy,f/faces/i/l/v/0.npy\n')
+    with pytest.raises(CorpusError, match='leads out of it'): read_form('polysim', folder, folder/'out.csv')
+    with pytest.raises(CorpusError, match='no columns of .npy paths'): read_form('polysim', folder, folder/'val.csv')
+    assert not Path('gotcha').exists()
+
+
+def test_cafnet(tmp_path):
+    "An identity with an underscore in its name, a foreign row, a missing number; feature_10 after feature_2."
+    for folder, d in (('audio', 11), ('face', 3)):
+        (tmp_path/'f'/folder).mkdir(parents=True)
+        for who in ('id1', 'id1_2'):
+            x = draw(3, d)
+            names = [f'{who}_0000{k}.x' for k in range(3)]
+            if folder == 'face' and who == 'id1': names[1] = 'id9_1.x'
+            t = pd.DataFrame(x, columns=[f'feature_{k + 1}' for k in range(d)]).iloc[:, ::-1]
+            t.insert(0, 'label', names)
+            if who == 'id1_2': t.iloc[2, 1] = np.nan
+            t.to_csv(tmp_path/'f'/folder/f'{who}.csv', index=False)
+            if (folder, who) == ('audio', 'id1'): want = x
+    (tmp_path/'f'/'pairs.csv').write_text('pair_id,audio_filename,face_filename\n')
+    found, m = import_features('cafnet', tmp_path/'f', tmp_path/'c')
+    account_is_whole(found, m)
+    assert found.refused == {'not finite': {'voice': 1, 'face': 1},
+                             'a label that does not begin with the name of its file': {'face': 1}}
+    np.testing.assert_allclose(found.vectors['voice'][0][:3], want, rtol=1e-6)
+    assert found.vectors['voice'][1].item.tolist()[-2:] == ['00000.x', '00001.x']
+    assert any('lose their unit' in n for n in found.notes) and any('pairs.csv' in n for n in found.notes)
+
+
+# ---- Self-Lifting, vfal-eva, EFT
+
+PEOPLE = {'Ann_Lee': 'id10001', 'Bo_Ek': 'id10002', 'Cy_Oh': 'id10003', 'Di_Po': 'id10004'}
+
+
+def dump(path, x):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(x, 2))
+
+
+def write_sl(folder, named=False):
+    "Four people of two videos; the lists of both projects; vfal-eva's keys if `named`."
+    who = {n: n if named else i for n, i in PEOPLE.items()}
+    top = '' if named else '1.6/'
+    voice = {f'{who[n]}/{n[:2]}v{j}/0000{k}.wav': draw(1, 5)[0] for n in PEOPLE for j in range(2) for k in (1, 2)}
+    face = {f'{n}/{top}{n[:2]}v{j}/{25*k:07d}.jpg': draw(1, 4)[0] for n in PEOPLE for j in range(2) for k in (1, 2)}
+    dump(folder/'voice_input.pkl', voice)
+    dump(folder/'face_input.pkl', face)
+    v, f = list(voice), list(face)
+    evals = folder/('evals' if named else 'eval')
+    pairs = {'wav_set': set(v), 'jpg_set': set(f)}
+    rows = [[v[8], f[8], 1], [v[8], f[12], 0], [v[13], f[10], 0], [v[13], f[12], 1]]
+    dump(evals/'test_verification.pkl', pairs | {'list': rows, 'script': 'text'})
+    dump(evals/'valid_verification.pkl', pairs | {'list': [[v[4], f[4], 1], [v[5], f[6], 1]]})
+    dump(evals/'test_matching.pkl', pairs | {'match_list': [('Cy_Oh', v[8], f[9], 'Di_Po', v[12], f[13])]})
+    dump(evals/'test_matching_10.pkl', pairs | {'match_list': [[[v[8], v[12]], [f[9], f[13]]]]})
+    dump(evals/'test_retrieval.pkl', {'retrieval_lists': [[(v[i], f[i], 'x') for i in range(8, 16)]]*3})
+    return voice, face
+
+
+@pytest.mark.parametrize('form', ['sl', 'vfal-eva'])
+def test_input_pickles(tmp_path, form):
+    voice, face = write_sl(tmp_path/'f', form == 'vfal-eva')
+    if form == 'sl': dump(tmp_path/'f'/'cluster'/'train_movie_list.pkl', ['Anv0', 'Anv1'])
+    else:
+        dump(tmp_path/'f'/'info'/'train_valid_test_names.pkl',
+             {'train': ['Ann_Lee'], 'valid': ['Bo_Ek'], 'test': ['Cy_Oh', 'Di_Po']})
+        dump(tmp_path/'f'/'info'/'name2gender.pkl', dict(zip(PEOPLE, 'fmfm')))
+    found, m = import_features(form, tmp_path/'f', tmp_path/'c')
+    account_is_whole(found, m)
+    people = list(PEOPLE.values()) if form == 'sl' else list(PEOPLE)
+    assert {s: m.identities(s) for s in ('train', 'valid', 'test')} == {
+        'train': people[:1], 'valid': people[1:2], 'test': people[2:]}
+    assert m.table.groupby('identity')['name'].first().tolist() == list(PEOPLE)
+    features, first = load_features(vectors_path(m.root)), next(iter(voice.values()))
+    row = features.voice_path.tolist().index(f'wav/{people[0]}/Anv0/00001.wav')
+    np.testing.assert_allclose(features.voice[row], first/np.linalg.norm(first), rtol=1e-6)
+    assert 'faces/Ann_Lee/1.6/Anv0/0000025.jpg' in features.face_path
+    lists, voices, faces, account, other = corpus_lists(tmp_path/'c'/'lists'/'test', m, strict=True)
+    assert {(x.name, x.lines, x.used) for x in lists} == {
+        ('verification_U.csv', 4, 4), ('matching_v2f_U.txt', 1, 1), ('matching_f2v_U.txt', 1, 1)}
+    got = next(x.trials for x in lists if x.name == 'verification_U.csv')
+    assert got.label.tolist() == [True, False, False, True]
+    assert faces.path.iloc[got.face[0]] == 'faces/Cy_Oh/1.6/Cyv0/0000025.jpg'
+    galleries, *_ = corpus_lists(tmp_path/'c'/'lists'/'test_retrieval_2', m, strict=True)
+    assert [x.used for x in galleries] == [8, 8]
+    wide, *_ = corpus_lists(tmp_path/'c'/'lists'/'test_1N', m, strict=True)
+    assert {x.trials.direction for x in wide} == {'v2f', 'f2v'}
+
+
+def test_a_face_is_of_the_person_with_most_of_its_videos():
+    "A video under two identities does not join them; two names of one ID are both left out."
+    def table(rows): return pd.DataFrame([r.split('/') for r in rows], columns=['person', 'video'])
+    voices = table(['id1/a', 'id1/b', 'id2/c', 'id2/a', 'id3/d', 'id3/e'])
+    faces = table(['Ann/a', 'Ann/b', 'Bo/c', 'Cy/d', 'Di/e', 'Ed/x'])
+    assert ids_by_video(voices, faces) == {'Ann': 'id1', 'Bo': 'id2'}
+
+
+def test_names_and_ids_of_pickles(tmp_path):
+    "By a table of people, by videos, and refused if neither joins; damaged entries are counted."
+    voice, face = write_sl(tmp_path/'f')
+    for p in (tmp_path/'f'/'eval').glob('*'): p.unlink()
+    voice = {k.replace('/Anv', '/x'): x for k, x in voice.items()} # Ann's videos have other names: no join by videos
+    voice |= {'id10002/Bov0/00009.wav': np.zeros(5), 'id10002/Bov0/00010.wav': np.ones(6), 'notes': np.ones(5)}
+    dump(tmp_path/'f'/'voice_input.pkl', voice)
+    found = read_form('sl', tmp_path/'f')
+    assert found.refused == {'not finite, or zero': {'voice': 1}, 'another width than most': {'voice': 1},
+                             'a key that is no path of a medium': {'voice': 1},
+                             'a person without the other modality': {'voice': 4, 'face': 4}}
+    meta = 'VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\n' + ''.join(f'{i}\t{n}\tf\tUK\n' for n, i in PEOPLE.items())
+    (tmp_path/'meta.csv').write_text(meta)
+    found, m = import_features('sl', tmp_path/'f', tmp_path/'c', people=tmp_path/'meta.csv')
+    assert len(set(m.table.identity)) == 4 and set(m.table.gender) == {'f'}
+    dump(tmp_path/'f'/'voice_input.pkl', Call(os.system, 'touch gotcha'))
+    with pytest.raises(CorpusError, match='voice_input.pkl: not read'): read_form('sl', tmp_path/'f')
+    dump(tmp_path/'f'/'voice_input.pkl', {'a/b/1.wav': [1, 2]})
+    with pytest.raises(CorpusError, match='voice vectors have shape'): read_form('sl', tmp_path/'f')
+
+
+def test_a_person_in_training_and_test(tmp_path):
+    write_sl(tmp_path/'f')
+    dump(tmp_path/'f'/'cluster'/'train_movie_list.pkl', ['Cyv0'])
+    with pytest.raises(CorpusError, match='1 identities are both in train and in test .id10003'):
+        read_form('sl', tmp_path/'f')
+    dump(tmp_path/'f'/'eval'/'test_verification.pkl', {'list': [['id10001/v/00001.wav', 'x', 2]]})
+    with pytest.raises(CorpusError, match='test_verification.pkl: not an evaluation list'):
+        read_form('sl', tmp_path/'f')
+
+
+def test_eft(tmp_path):
+    "A track is a clip; a damaged one, one of a wrong width and one without an expert are refused."
+    f, info = tmp_path/'f'/'features', tmp_path/'f'/'info'
+    def track(**more): return {'v_ecapa_4': draw(1, 4)[0], 'f_swin_3': draw(1, 3)[0], 'f_mobile_2': draw(1, 2)[0]} | more
+    tracks = {(n, f'{n[:2]}v{j}', k): track() for n in PEOPLE for j in range(2) for k in (1, 12)}
+    for (n, video, clip), x in tracks.items(): dump(f/n/video/str(clip)/'compact.pkl', x)
+    dump(f/'Ann_Lee'/'Anv0'/'3'/'compact.pkl', track(v_ecapa_4=draw(1, 5)[0]))
+    dump(f/'Ann_Lee'/'Anv0'/'4'/'compact.pkl', {k: x for k, x in track().items() if k != 'f_swin_3'})
+    dump(f/'Ann_Lee'/'Anv0'/'5'/'compact.pkl', Call(os.system, 'touch gotcha'))
+    (f/'Moon_Bloodgood'/'JBhcgwl2pO0'/'2').mkdir(parents=True)
+    (f/'Moon_Bloodgood'/'JBhcgwl2pO0'/'2'/'compact.pkl').write_bytes(b'\x80\x04broken')
+    dump(info/'train_valid_test_names.pkl', {'train': ['Ann_Lee'], 'valid': ['Bo_Ek'], 'test': ['Cy_Oh', 'Di_Po']})
+    rows = [['Cy_Oh/Cyv0/00012.wav', 'Cy_Oh/1.6/Cyv1/12', 1], ['Cy_Oh/Cyv0/00012.wav', 'Di_Po/1.6/Div1/1', 0]]
+    dump(tmp_path/'f'/'evals'/'test_verification_gn.pkl', {'list': rows})
+    found, m = import_features('eft', tmp_path/'f', tmp_path/'c')
+    account_is_whole(found, m)
+    assert found.refused == {'a track that cannot be read': {'voice': 3, 'face': 3},
+                             'a track without all experts, or without NAME/VIDEO/CLIP': {'face': 1}}
+    features = load_features(vectors_path(m.root))
+    x = tracks['Cy_Oh', 'Cyv1', 12]
+    row = features.face_path.tolist().index('faces/Cy_Oh/1.6/Cyv1/0000012.jpg')
+    np.testing.assert_array_equal(features.face[row], np.concatenate([x['f_mobile_2'], x['f_swin_3']]))
+    lists, *_ = corpus_lists(tmp_path/'c'/'lists'/'test', m, strict=True)
+    assert [(x.name, x.trials.stratum, x.used) for x in lists] == [('verification_GN.csv', 'GN', 2)]
+    assert not Path('gotcha').exists()
 
 
 # ---- the command
