@@ -509,8 +509,8 @@ def test_names_and_ids_of_pickles(tmp_path):
     assert found.refused == {'not finite, or zero': {'voice': 1}, 'another width than most': {'voice': 1},
                              'a key that is no path of a medium': {'voice': 1},
                              'a person without the other modality': {'voice': 4, 'face': 4}}
-    meta = 'VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\n' + ''.join(f'{i}\t{n}\tf\tUK\n' for n, i in PEOPLE.items())
-    (tmp_path/'meta.csv').write_text(meta)
+    head = 'VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\n'
+    (tmp_path/'meta.csv').write_text(head + ''.join(f'{i}\t{n}\tf\tUK\n' for n, i in PEOPLE.items()))
     found, m = import_features('sl', tmp_path/'f', tmp_path/'c', people=tmp_path/'meta.csv')
     assert len(set(m.table.identity)) == 4 and set(m.table.gender) == {'f'}
     dump(tmp_path/'f'/'voice_input.pkl', Call(os.system, 'touch gotcha'))
