@@ -532,7 +532,8 @@ def test_a_person_in_training_and_test(tmp_path):
 def test_eft(tmp_path):
     "A track is a clip; a damaged one, one of a wrong width and one without an expert are refused."
     f, info = tmp_path/'f'/'features', tmp_path/'f'/'info'
-    def track(**more): return {'v_ecapa_4': draw(1, 4)[0], 'f_swin_3': draw(1, 3)[0], 'f_mobile_2': draw(1, 2)[0]} | more
+    def track(**more):
+        return {'v_ecapa_4': draw(1, 4)[0], 'f_swin_3': draw(1, 3)[0], 'f_mobile_2': draw(1, 2)[0]} | more
     tracks = {(n, f'{n[:2]}v{j}', k): track() for n in PEOPLE for j in range(2) for k in (1, 12)}
     for (n, video, clip), x in tracks.items(): dump(f/n/video/str(clip)/'compact.pkl', x)
     dump(f/'Ann_Lee'/'Anv0'/'3'/'compact.pkl', track(v_ecapa_4=draw(1, 5)[0]))
