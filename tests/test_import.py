@@ -17,7 +17,7 @@ from vfassoc.exchange.challenge_features import read_fame, read_flag
 from vfassoc.exchange.feature_csv import find_list, list_rows, read_numbers, read_rows, write_numbers
 from vfassoc.exchange.feature_pickles import ids_by_video
 from vfassoc.exchange.imports import import_features, media_account, read_form, trial_account
-from vfassoc.exchange.pickles import read_pickle
+from vfassoc.exchange.pickles import read_plain
 from vfassoc.exchange.trial_tables import load_trials, read_trials
 
 SHARED = Path(os.environ.get('VFASSOC_SHARED', '/nonexistent'))
@@ -186,7 +186,7 @@ def test_plain_pickles_come_back(tmp_path, protocol):
          'wide': np.asfortranarray(draw(3, 4)), 'ints': np.arange(3), 'big': np.arange(3, dtype='>f8'),
          'texts': np.array(['ab', 'c']), 'one': np.float32(2.5), 'frozen': frozenset({1}), 'zero': draw(0, 3)}
     (tmp_path/'x.pkl').write_bytes(pickle.dumps(x, protocol))
-    got = read_pickle(tmp_path/'x.pkl')
+    got = read_plain(tmp_path/'x.pkl')
     assert list(got) == list(x)
     for k, v in x.items():
         if isinstance(v, np.ndarray):
@@ -199,7 +199,7 @@ def test_names_of_older_numpy_are_read(tmp_path):
     raw = pickle.dumps({'a': np.arange(3.)}, 2).replace(b'numpy._core', b'numpy.core')
     assert b'numpy.core.multiarray' in raw
     (tmp_path/'x.pkl').write_bytes(raw)
-    assert read_pickle(tmp_path/'x.pkl')['a'].tolist() == [0, 1, 2]
+    assert read_plain(tmp_path/'x.pkl')['a'].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize('evil', [
@@ -210,7 +210,7 @@ def test_hostile_pickles_do_nothing(tmp_path, monkeypatch, evil):
     monkeypatch.chdir(tmp_path)
     for protocol in (0, 2, 4, 5):
         (tmp_path/'x.pkl').write_bytes(pickle.dumps(evil, protocol))
-        with pytest.raises(CorpusError, match='x.pkl: not read'): read_pickle(tmp_path/'x.pkl')
+        with pytest.raises(CorpusError, match='x.pkl: not read'): read_plain(tmp_path/'x.pkl')
     assert [p.name for p in tmp_path.iterdir()] == ['x.pkl']
 
 
@@ -230,14 +230,14 @@ def looped():
                                nested(60), looped(), pd.DataFrame({'a': [1]}), io.BytesIO, set, Path('a')], ids=str)
 def test_what_is_no_table_is_refused(tmp_path, x):
     (tmp_path/'x.pkl').write_bytes(pickle.dumps(x))
-    with pytest.raises(CorpusError, match='x.pkl: not read'): read_pickle(tmp_path/'x.pkl')
+    with pytest.raises(CorpusError, match='x.pkl: not read'): read_plain(tmp_path/'x.pkl')
 
 
 def test_a_list_within_itself_many_times_is_walked_once(tmp_path):
     x = [1]
     for _ in range(40): x = [x, x]
     (tmp_path/'x.pkl').write_bytes(pickle.dumps(x))
-    assert len(read_pickle(tmp_path/'x.pkl')) == 2
+    assert len(read_plain(tmp_path/'x.pkl')) == 2
 
 
 @pytest.mark.parametrize('raw', [
@@ -246,7 +246,7 @@ def test_a_list_within_itself_many_times_is_walked_once(tmp_path):
     b'\x82\x01.', b'P1\n.', b'\x8d\xff\xff\xff\xff\xff\xff\xff\x7f'])
 def test_damaged_pickles_are_one_line(tmp_path, raw):
     (tmp_path/'x.pkl').write_bytes(raw)
-    with pytest.raises(CorpusError, match='x.pkl: not read'): read_pickle(tmp_path/'x.pkl')
+    with pytest.raises(CorpusError, match='x.pkl: not read'): read_plain(tmp_path/'x.pkl')
 
 
 # ---- FAME and FLAG

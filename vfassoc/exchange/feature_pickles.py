@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['key_parts', 'ids_by_video', 'list_texts', 'read_input_pickles', 'read_eft']
 
-# %% ../../nbs/13_exchange/06_feature_pickles.ipynb #8decdb6f
+# %% ../../nbs/13_exchange/06_feature_pickles.ipynb #1dc87120
 import re
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ..core import CorpusError, progress
 from ..corpus.layout import abbreviate, normalize_name, readable
 from ..corpus.vectors import read_people
 from .feature_trees import plain_path
-from .pickles import read_pickle
+from .pickles import read_plain
 from .trial_tables import Imported, one_file
 
 # %% ../../nbs/13_exchange/06_feature_pickles.ipynb #0d3a1699
@@ -48,7 +48,7 @@ def _names(voices, faces, known):
     of_name = {k: v for k, v in known.items() if v in mine}
     return of_name or ids_by_video(voices, faces)
 
-# %% ../../nbs/13_exchange/06_feature_pickles.ipynb #ae9c4eae
+# %% ../../nbs/13_exchange/06_feature_pickles.ipynb #9ce2e63e
 def _unit(m, vectors, found):
     "Return the vectors of a dictionary as an array of unit rows, and which of them are usable."
     shapes = pd.Series([getattr(x, 'shape', ()) for x in vectors])
@@ -65,7 +65,7 @@ def _unit(m, vectors, found):
 
 def _table(m, path, found):
     "Return vectors and parts of the keys of one pickle."
-    d = read_pickle(path)
+    d = read_plain(path)
     if not isinstance(d, dict) or not d or not all(isinstance(k, str) for k in d):
         raise CorpusError(f'{path}: is not a dictionary of vectors with paths as keys; give the files of the set')
     t, named = key_parts(d)
@@ -95,7 +95,7 @@ def _join(sides, known, found):
         found.vectors[m] = x[ok], _media_rows(m, t)
     return names
 
-# %% ../../nbs/13_exchange/06_feature_pickles.ipynb #1b3204f2
+# %% ../../nbs/13_exchange/06_feature_pickles.ipynb #f3c84505
 _STRATA = {'': 'U', 'g': 'G', 'n': 'N', 'gn': 'GN'}
 
 def _voice(key):
@@ -150,18 +150,18 @@ def list_texts(
 def _read_lists(folder, found):
     "Add the lists of all evaluation pickles."
     for path in sorted(p for d in ('eval', 'evals') for p in folder.rglob(f'{d}/*.pkl')):
-        try: texts = list_texts(path.stem, read_pickle(path))
+        try: texts = list_texts(path.stem, read_plain(path))
         except (KeyError, ValueError, TypeError, IndexError) as e:
             raise CorpusError(f'{path}: not an evaluation list ({type(e).__name__}: {str(e)[:60]}); '
                               'copy it again') from None
         if texts: found.lists |= texts
         else: found.notes.append(f'not read: {path.name}')
 
-# %% ../../nbs/13_exchange/06_feature_pickles.ipynb #959986cb
+# %% ../../nbs/13_exchange/06_feature_pickles.ipynb #4c930e32
 def _optional(folder, name):
     "Return the content of a pickle anywhere below a folder, or an empty dictionary."
     paths = sorted(folder.rglob(f'{name}.pkl'))
-    return read_pickle(one_file(paths, name, folder)) if paths else {}
+    return read_plain(one_file(paths, name, folder)) if paths else {}
 
 def _given_splits(folder, names):
     "Return identity -> split where the set says so."
@@ -216,7 +216,7 @@ def read_input_pickles(
     _describe(folder, found, names, _given_splits(folder, names) or _splits_of_lists(folder, found))
     return found
 
-# %% ../../nbs/13_exchange/06_feature_pickles.ipynb #396cc9cd
+# %% ../../nbs/13_exchange/06_feature_pickles.ipynb #083a516f
 def _experts(d):
     "Return modality -> name -> vector of a track; raise `ValueError` if one has not the width of its name."
     sides = {'voice': {}, 'face': {}}
@@ -234,7 +234,7 @@ def _tracks(folder, found):
     if not files: raise CorpusError(f'{folder}: no NAME/VIDEO/CLIP/compact.pkl in it; give the folder of the features')
     keys, tracks, lost = [], [], 0
     for p in progress(files, desc='read tracks', unit='track'):
-        try: sides = _experts(read_pickle(p))
+        try: sides = _experts(read_plain(p))
         except (CorpusError, ValueError, TypeError, AttributeError, IndexError):
             lost += 1
             continue
