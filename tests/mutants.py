@@ -52,7 +52,8 @@ MODULES = {
     'protocols': ['evaluation/protocol.py', 'evaluation/scorers.py'],
     'fused': ['evaluation/scorers.py', 'evaluation/protocol.py'],
     'exchange': ['exchange/feature_csv.py', 'exchange/challenge_features.py', 'exchange/feature_trees.py',
-                 'exchange/feature_pickles.py', 'exchange/row_trials.py', 'exchange/submissions.py'],
+                 'exchange/feature_pickles.py', 'exchange/row_trials.py', 'exchange/submissions.py',
+                 'exchange/languages.py'],
 }
 
 
@@ -691,6 +692,13 @@ MUTANTS = [
            'roc_curve(label, -distance)', 'roc_curve(label, distance)', 'test_their_eer', by='both'),
     Mutant('exchange', 'a submission of similarities',
            'else s.max() - s', 'else s - s.min()', 'test_distances_keep_the_order'),
+    Mutant('exchange', 'the mean of a single cell',
+           "draws = np.mean([c['draws'] for c in some], 0)", "draws = some[0]['draws']",
+           'test_the_mean_of_cells_has_its_own_interval', by='both'),
+    Mutant('exchange', 'a face that is missing counts',
+           'emb.face[f[mine]] if with_face else None', 'emb.face[f[mine]]', 'test_a_missing_face_adds_nothing'),
+    Mutant('exchange', 'people are enrolled with all videos',
+           'rank < number//2', 'rank < number', 'test_a_missing_face_adds_nothing'),
     Mutant('exchange', 'a key twice is read without a word',
            'if parts[0] in scores: faults', 'if parts[0] in (): faults', 'test_what_would_be_misread_is_refused'),
 ]

@@ -1,6 +1,8 @@
 "Trial tables scored, heard and unheard languages, submissions: written, scored as the organizers do, and refused."
+import os
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,17 +12,23 @@ from scipy.optimize import brentq
 from sklearn.metrics import roc_curve
 
 from vfassoc.cli import main
-from vfassoc.core import CorpusError, RunError
+from vfassoc.core import ConfigError, CorpusError, RunError, Settings
+from vfassoc.corpus.vectors import VectorConfig, read_people, read_vectors, write_vectors
 from vfassoc.evaluation.metrics import ScoreError, auc, eer
 from vfassoc.evaluation.protocol import ProtocolConfig, evaluate
+from vfassoc.evaluation.scorers import CosineScorer, Embeddings
 from vfassoc.evaluation.trials import Verification
 from vfassoc.exchange.feature_csv import write_numbers
+from vfassoc.exchange.languages import evaluate_languages, language_cell, language_table, missing_face
 from vfassoc.exchange.row_trials import RowScores, media_tables, score_table, trials_of
 from vfassoc.exchange.submissions import (challenge_eer, check_submission, distances, join_submissions, read_scores,
                                           score_name, score_text, write_submission)
 from vfassoc.exchange.trial_tables import TrialTable, load_trials, save_trials
+from vfassoc.training.recipes import load_recipe
+from vfassoc.training.run import train
 
 FAST = ProtocolConfig(replicates=100)
+SHARED = Path(os.environ.get('VFASSOC_SHARED', '/nonexistent'))
 
 
 def table(n=60, seed=0, named=False, form='fame', **about):
@@ -258,3 +266,104 @@ def test_two_runs_answer_four_files(tmp_path, monkeypatch, capsys):
     assert main(['check-submission', 'sub.zip', '--corpus', 'English']) == 2 # two files more than are asked for
     assert main(['submit', 'English', 'English', '-o', 'twice.zip']) == 2
     assert not (tmp_path/'twice.zip').exists()
+
+
+# ---- languages and missing faces
+
+def bilingual(people=12, videos=4, loss=.3, seed=0):
+    "Vectors of two languages, two videos of each, whose voices are worse in Urdu; a table of rows for both modalities."
+    rng = np.random.default_rng(seed)
+    rows = [(f'p{i:02d}', f'p{i:02d}v{j}', ('English', 'Urdu')[j % 2], i) for i in range(people) for j in range(videos)
+            for _ in range(2)]
+    t = pd.DataFrame(rows, columns=['identity', 'video', 'language', 'number'])
+    who = 2*rng.standard_normal((people, 6))[t.number]
+    weight = np.where(t.language == 'Urdu', 1 - loss, 1)[:, None]
+    x = [w*who + rng.standard_normal(who.shape) for w in (weight, 1)]
+    return [v.astype(np.float32) for v in x], t.drop(columns='number')
+
+
+def embedded(**kw):
+    (v, f), t = bilingual(**kw)
+    v, f = (x/np.linalg.norm(x, axis=1, keepdims=True) for x in (v, f))
+    t = t.assign(path=[str(i) for i in range(len(t))], gender='unknown', nationality='unknown', age=np.nan)
+    return Embeddings(v, f, t, t)
+
+
+def test_the_mean_of_cells_has_its_own_interval():
+    cells = []
+    for seed, trained in enumerate(('English', 'Urdu')):
+        emb = embedded(seed=seed)
+        for tested in ('English', 'Urdu'):
+            keep = (emb.voices.language == tested).to_numpy()
+            part = emb.voices[keep].reset_index(drop=True)
+            part = Embeddings(emb.voice[keep], emb.face[keep], part, part)
+            cell = language_cell(CosineScorer(part), part, sorted(set(emb.voices.identity)), cfg=FAST)
+            cells.append(dict(cell, trained=trained, tested=tested, heard=trained == tested, stratum='U'))
+    t = language_table(cells).set_index(['trained', 'tested'])
+    assert t.eer['mean', 'all'] == pytest.approx(np.mean([c['eer'] for c in cells]))
+    assert t.challenge_eer['mean', 'all'] == pytest.approx(t.eer['mean', 'all'], abs=1e-4)
+    assert t.eer['mean', 'heard'] == pytest.approx((t.eer['English', 'English'] + t.eer['Urdu', 'Urdu'])/2)
+    low, high = np.quantile(np.mean([c['draws'][1] for c in cells], 0), [.025, .975])
+    assert (t.eer_low['mean', 'all'], t.eer_high['mean', 'all']) == pytest.approx((low, high))
+    for c in cells: assert c['identities'] == 12 and c['trials'] > 50
+
+
+def test_a_missing_face_adds_nothing():
+    "One of two videos of a language is enrolled; an orthogonal face changes what is named, unless it is missing."
+    emb = embedded()
+    t = missing_face(emb, 'English', FAST).set_index(['tested', 'modalities'])
+    assert t.trials.to_dict() == {('English', m): 24 for m in ('voice and face', 'voice alone')} | {
+        ('Urdu', m): 48 for m in ('voice and face', 'voice alone')}
+    turned = replace(emb, face=np.where((emb.faces.video.str[-1] != '0').to_numpy()[:, None], -emb.face, emb.face))
+    other = missing_face(turned, 'English', FAST).set_index(['tested', 'modalities'])
+    for lang in ('English', 'Urdu'):
+        assert other.accuracy[lang, 'voice alone'] == t.accuracy[lang, 'voice alone'] > 1/12
+        assert other.accuracy[lang, 'voice and face'] < t.accuracy[lang, 'voice and face']
+    with pytest.raises(CorpusError, match='nobody has two videos in Greek'): missing_face(emb, 'Greek', FAST)
+
+
+def run_on(corpus, settings, **changes):
+    sets = {'corpus': corpus, 'train.total_samples': 3200, 'train.batch_size': 32, 'train.lr_warmup': 320,
+            'train.peak_lr': .01, 'model.dim': 8, 'model.voice_dim': 6, 'model.face_dim': 6, 'method.tau': .1}
+    train(load_recipe('cid-twin', sets | changes), settings.runs/corpus, settings, quiet=True)
+    return settings.runs/corpus
+
+
+def test_runs_on_each_language(tmp_path, monkeypatch, capsys):
+    x, t = bilingual(people=40)
+    vectors = {m: (v, t) for m, v in zip(('voice', 'face'), x)}
+    s = Settings(data=tmp_path/'data', runs=tmp_path/'runs', device='cpu', workers=0)
+    for name, languages in (('both', ()), ('english', ('English',)), ('urdu', ('Urdu',))):
+        write_vectors(s.data/name, vectors, VectorConfig(languages=languages, train=.5))
+    paths = [run_on(name, s) for name in ('english', 'urdu')]
+    table, named = evaluate_languages(paths, 'both', s, {'replicates': 100})
+    cells = table[(table.stratum == 'U') & (table.trained != 'mean')]
+    assert list(zip(cells.trained, cells.tested)) == [(a, b) for a in ('English', 'Urdu') for b in ('English', 'Urdu')]
+    assert (cells.eer < .45).all() and (cells.eer_low < cells.eer_high).all() and set(table.stratum) == {'U'}
+    assert list(zip(named.enrolled, named.tested)).count(('Urdu', 'English')) == 2
+    monkeypatch.chdir(tmp_path)
+    assert main(['evaluate', 'english', 'urdu', '--corpus', 'both', '--languages', '--set', 'replicates=100']) == 0
+    assert 'challenge_EER' in capsys.readouterr().out and (paths[0]/'languages.json').is_file()
+    assert main(['evaluate', 'english', '--languages']) == 2
+    with pytest.raises(ConfigError, match='both were trained on English'): evaluate_languages(paths[:1]*2, 'both', s)
+    both = run_on('both', s)
+    with pytest.raises(ConfigError, match='trained on 2 languages'): evaluate_languages([both], 'both', s)
+
+
+@pytest.mark.skipif(not (SHARED/'corpora'/'mavceleb-v1'/'features.npz').is_file(),
+                    reason='VFASSOC_SHARED names no folder with corpora/mavceleb-v1')
+def test_real_languages(tmp_path):
+    "CID on the vectors of MAV-Celeb: English and Urdu, heard and unheard, ten test people. Both are above chance."
+    source = SHARED/'corpora'/'mavceleb-v1'
+    read, people = read_vectors(source/'features.npz'), read_people(source/'people.csv')
+    s = Settings(data=tmp_path, runs=tmp_path/'runs', device='cpu', workers=0)
+    for name, languages in (('both', ()), ('English', ('English',)), ('Urdu', ('Urdu',))):
+        write_vectors(tmp_path/name, read, VectorConfig(languages=languages), people)
+    sets = {'model.dim': 128, 'model.voice_dim': 256, 'model.face_dim': 512, 'train.peak_lr': 1e-3,
+            'train.total_samples': 9600, 'train.lr_warmup': 640, 'train.batch_size': 64}
+    table, named = evaluate_languages([run_on(x, s, **sets) for x in ('English', 'Urdu')], 'both', s)
+    t = table[table.trained == 'mean'].set_index(['stratum', 'tested'])
+    assert set(table.stratum) == {'U', 'G'} and len(table) == 14
+    assert .2 < t.eer['U', 'all'] < .45 and t.eer['G', 'all'] > t.eer['U', 'all']
+    alone = named[named.modalities == 'voice alone']
+    assert (alone.accuracy > alone.chance).all()

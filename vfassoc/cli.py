@@ -371,16 +371,18 @@ def _add_flops(sub):
 def evaluate(a, s):
     from vfassoc.evaluation.run import evaluate_run
     from vfassoc.experiments.tables import as_text, paper_table, read_scores
-    from vfassoc.training.run import run_path
     from vfassoc.exchange.trial_tables import has_trials
-    from vfassoc.training.run import corpus_path
+    from vfassoc.training.run import corpus_path, run_path
     c = changes(a.set, 'evaluate')
     paths = [run_path(r, s) for r in a.run]
+    if a.languages:
+        from vfassoc.exchange.languages import evaluate_languages, languages_text
+        if not a.corpus or a.lists: raise ConfigError('evaluate: --languages needs --corpus, and no --lists')
+        return print(languages_text(*evaluate_languages(paths, a.corpus, s, c)))
     if a.lists and has_trials(tables := corpus_path(a.lists, s)):
         if a.corpus or a.strict: raise ConfigError('evaluate: trial tables need no --corpus and no --strict')
         from vfassoc.exchange.row_trials import evaluate_on_tables, tables_text
-        for p in paths:
-            result = evaluate_on_tables(p, tables, s, c)
+        for p, result in ((p, evaluate_on_tables(p, tables, s, c)) for p in paths):
             print('\n'.join([f'{p}\n{tables_text(result)}', *result.notes]))
         return
     if a.lists:
@@ -401,6 +403,8 @@ def _add_evaluate(sub):
                    help='score on published trials (matching, verification, galleries) instead of drawn ones; writes '
                         'lists.json. Or an imported corpus, with its trial tables; writes trial_tables.json')
     q.add_argument('--strict', action='store_true', help='with --lists: a line that cannot be used is an error')
+    q.add_argument('--languages', action='store_true',
+                   help='with --corpus: score each language of it apart, heard or unheard by each run, and the means')
 
 
 def _tables_of(corpora, s):
