@@ -173,7 +173,7 @@ def _cca_rows(cell:Cell, cfg:CheckConfig) -> list[dict]:
     cost = {'cpu seconds': round(time.process_time() - start, 2), 'samples': len(m.videos('train'))}
     return [dict(r, **cost) for r in _view_rows(cell, model, None, source, 'last')]
 
-# %% ../../nbs/10_experiments/15_checks.ipynb #eec4205e
+# %% ../../nbs/10_experiments/15_checks.ipynb #512fcd32
 VERSION = 1
 KEYS = ['world', 'method', 'setting', 'seed', 'weights', 'trials']
 NUMBERS = ['U', 'G', 'mAP V-F', 'mAP F-V', 'gap', 'U mixture', 'G mixture', 'mAP V-F mixture', 'mAP F-V mixture',
@@ -188,7 +188,7 @@ def columns_of(
 def _view_rows(cell:Cell, model:VoiceFaceModel, scorer, source:Source, weights:str) -> list[dict]:
     "Score a model in each way that a cell names."
     emb, _ = with_recordings(embed(model, source, 'test', quiet=True), source, 'test')
-    emb = thinned(emb, cell.place.items)
+    emb = thinned(emb, cell.place.scored)
     run, cfg = SimpleNamespace(pair_scorer=scorer), ProtocolConfig(shortlists=(SHORTLIST,))
     ways = scorers_of(run, emb, cfg, quiet=True)
     return [dict(method=name, weights=weights, **cell_scores(ways[way or next(iter(ways))], emb))

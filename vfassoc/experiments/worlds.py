@@ -20,7 +20,7 @@ from ..corpus.vectors import VectorConfig, read_people, read_vectors, split_iden
 from ..synthetic.corpus import SynthConfig, write_corpus
 from ..synthetic.twin import TwinConfig, read_twin_index, write_twin
 
-# %% ../../nbs/10_experiments/13_worlds.ipynb #cc3e6164
+# %% ../../nbs/10_experiments/13_worlds.ipynb #0b0ef9f8
 TRAIN, VALID = .7, .1 # shares of the identities of a twin, see `VectorConfig`
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class World:
     drawn:dict # fields of TwinConfig or SynthConfig; people: languages of the training and of the test videos
     people:int = 300 # identities
     videos:float = 12 # of each (people, voxceleb1: on average)
-    items:int = 3 # voices and faces of each video that are drawn and scored
+    items:int = 3 # voices and faces of each video that are drawn
+    scored:int = 1 # of these, how many of each video are scored
     base:str = 'cid-twin' # recipe that all methods change
     changes:dict = field(default_factory=dict) # of that recipe, by dotted keys
     seeds:int = 5 # most; people: folds
@@ -52,13 +53,15 @@ WORLDS = { # name in tables -> world
     'twin, coupling 0': World('twin', dict(session=.7, session_coupling=0.), changes=_SHORT),
     'twin, middle session': World('twin', dict(session=.7), changes=_SHORT),
     'twin, strong session': World('twin', dict(session=1.5), changes=_SHORT),
-    'people, English': World('people', dict(train='English', test='English'), 50, 3.9, changes=_PEOPLE),
-    'people, Urdu': World('people', dict(train='Urdu', test='Urdu'), 50, 6.2, changes=_PEOPLE),
-    'people, Urdu to English': World('people', dict(train='Urdu', test='English'), 50, 6.2, changes=_PEOPLE),
+    'people, English': World('people', dict(train='English', test='English'), 50, 3.9, scored=3,
+                             changes=_PEOPLE),
+    'people, Urdu': World('people', dict(train='Urdu', test='Urdu'), 50, 6.2, scored=3, changes=_PEOPLE),
+    'people, Urdu to English': World('people', dict(train='Urdu', test='English'), 50, 6.2, scored=3,
+                                     changes=_PEOPLE),
     'media, no session': World('media', dict(_CLIPS, session=0.), 240, base='cid-demo', changes=_MEDIA),
     'media, session': World('media', dict(_CLIPS, session=1., session_coupling=.9), 240, base='cid-demo',
                             changes=_MEDIA),
-    'VoxCeleb1 twin': World('voxceleb1', dict(coupling=.65, session=.9), 1251, 18, 1, seeds=3, headline=True),
+    'VoxCeleb1 twin': World('voxceleb1', dict(coupling=.65, session=.9), 1251, 18, seeds=3, headline=True),
 }
 
 def slug(
