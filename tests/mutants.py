@@ -54,6 +54,8 @@ MODULES = {
     'exchange': ['exchange/feature_csv.py', 'exchange/challenge_features.py', 'exchange/feature_trees.py',
                  'exchange/feature_pickles.py', 'exchange/row_trials.py', 'exchange/submissions.py',
                  'exchange/languages.py'],
+    'ranges': ['core.py'],
+    'tuning': ['experiments/tuning.py'],
 }
 
 
@@ -225,7 +227,7 @@ MUTANTS = [
            'test_purity_and_mutual_information'),
 
     Mutant('nearest', 'of equal scores the first met wins',
-           'win = (p > best) | (p == best) & (j < own)', 'win = p > best',
+           'win = (exact > best) | (exact == best) & (rival < own)', 'win = exact > best',
            'test_of_equal_numbers_the_lower_index_wins_wherever_a_row_was'),
     Mutant('nearest', 'rows whose centroid went away look at moved ones only',
            'if lost.any(): self.look(lost.', 'if False: self.look(lost.',
@@ -242,6 +244,16 @@ MUTANTS = [
     Mutant('nearest', 'half of what lies beyond the directions',
            'self.c[:, -1], self.gap = -b, 2*gap', 'self.c[:, -1], self.gap = -b, gap',
            'test_bounds_hold_where_what_lies_beyond_points_the_same_way_or_the_opposite'),
+
+    Mutant('ranges', 'a range of two ends is named by its lower one',
+           "if low and high: return f'{low} to {high}'", "if low and high: return f'{low} or more'",
+           'test_the_whole_range_is_named'),
+    Mutant('tuning', 'a trial that fails is drawn again without end',
+           'trial.number >= first', 'trial.number < first',
+           'test_a_trial_that_fails_is_recorded_and_the_others_go_on'),
+    Mutant('trials', 'half a matching list, or a whole verification list of positives',
+           "self.trials//2 if self.task == 'verification' else self.trials", 'self.trials',
+           'test_verification_holds_what_it_promises'),
 
     Mutant('memory', 'the share of the old row for the new one too',
            '(1 - self.momentum)*z, z)', 'self.momentum*z, z)',

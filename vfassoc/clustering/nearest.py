@@ -252,9 +252,10 @@ class Search:
             at = rivals.nonzero()[:, 0]
             if len(at): self._resolve(score, at, at + i if rows is None else row[at], top[at], cols)
 
-    def _product(self, r:Tensor|slice, cols:Tensor|None) -> Tensor:
+    def _product(self, row:Tensor|slice, cols:Tensor|None) -> Tensor: # (m, len(cols))
+        "Return the cheap scores of some rows, in the buffer `room`."
         v = self.view
-        x, c = v.x[r], v.c if cols is None else v.c[cols]
+        x, c = v.x[row], v.c if cols is None else v.c[cols]
         if self.room.numel() < len(x)*len(c): self.room = c.new_empty(len(x)*len(c))
         out = self.room[:len(x)*len(c)].view(len(x), len(c))
         if v.bias is None: return torch.mm(x, c.T, out=out)
@@ -268,13 +269,13 @@ class Search:
         "Bound the score of each row's own centroid, if it is a column, and mask it in `score`."
         v, own = self.view, column[self.assign[row]]
         scored, own = own >= 0, own.clamp_min(0)[:, None]
-        t = score.gather(1, own)
-        score.scatter_(1, own, t.masked_fill(scored[:, None], _NEVER))
-        t = t[:, 0].float()
-        error, half = v.err[row] + v.eps*t.abs(), self.half[row]
-        below = t - half - error - v.far[row]*v.gap[self.assign[row]]
+        own_score = score.gather(1, own)
+        score.scatter_(1, own, own_score.masked_fill(scored[:, None], _NEVER))
+        own_score = own_score[:, 0].float()
+        error, half = v.err[row] + v.eps*own_score.abs(), self.half[row]
+        below = own_score - half - error - v.far[row]*v.gap[self.assign[row]]
         self.lower[row] = lower = torch.where(scored, below, self.lower[row])
-        self.upper[row] = torch.where(scored, t - half + error, self.upper[row])
+        self.upper[row] = torch.where(scored, own_score - half + error, self.upper[row])
         return lower
 
     def _resolve(self,
@@ -298,12 +299,12 @@ class Search:
             if not len(row): return
             if tried == crowd: score = self._in_double(row, cols).masked_fill_(score <= _NEVER/2, _NEVER)
             at = torch.arange(len(row), device=row.device)
-            _, j, others = _best_two(score)
-            j = j if cols is None else cols[j]
-            p = centroid_scores(x, self.c, self.euclid, row, j)
-            self.runner_up[row] = torch.maximum(self.runner_up[row], torch.minimum(p, best))
-            win = (p > best) | (p == best) & (j < own)
-            own, best = torch.where(win, j, own), torch.where(win, p, best)
+            _, rival, others = _best_two(score)
+            if cols is not None: rival = cols[rival]
+            exact = centroid_scores(x, self.c, self.euclid, row, rival)
+            self.runner_up[row] = torch.maximum(self.runner_up[row], torch.minimum(exact, best))
+            win = (exact > best) | (exact == best) & (rival < own)
+            own, best = torch.where(win, rival, own), torch.where(win, exact, best)
             err, eps, half = self._errors(row, tried >= crowd)
             bound = others + err + eps*others.abs() - half
         self._assign(row, own, best, best, bound)
@@ -311,12 +312,13 @@ class Search:
     def _assign_sure(self, score:Tensor, at:Tensor, row:Tensor, cols:Tensor|None) -> Tensor: # (p,) rows that are left
         "Assign the rows whose best score exceeds all others by more than the errors."
         err, eps, half = self._errors(row)
-        t, j, others = _best_two(score.index_select(0, at))
-        error = err + eps*t.abs()
+        top, winner, others = _best_two(score.index_select(0, at))
+        if cols is not None: winner = cols[winner]
+        error = err + eps*top.abs()
         others = torch.maximum(others + err + eps*others.abs() - half, self.upper[row])
-        lower, upper = t - half - error, t - half + error
+        lower, upper = top - half - error, top - half + error
         sure = lower > others
-        self._assign(row[sure], j[sure] if cols is None else cols[j[sure]], lower[sure], upper[sure], others[sure])
+        self._assign(row[sure], winner[sure], lower[sure], upper[sure], others[sure])
         return ~sure
 
     def _errors(self, row:Tensor, exact:bool=False) -> tuple: # absolute error, relative error, offset
@@ -325,9 +327,9 @@ class Search:
         if self.euclid: return 0., self.rows.unit, 0.
         return self.rows.unit*self.rows.norm[row]*self.reach[0], 0., 0.
 
-    def _in_double(self, r:Tensor, cols:Tensor|None) -> Tensor:
-        "Return `centroid_scores` of rows r and all `cols` in float64, where no reduced precision is allowed."
-        x, c = self.rows.x[r].double(), (self.c if cols is None else self.c[cols]).double()
+    def _in_double(self, row:Tensor, cols:Tensor|None) -> Tensor: # (m, len(cols))
+        "Return `centroid_scores` of some rows and all `cols` in float64, where no reduced precision is allowed."
+        x, c = self.rows.x[row].double(), (self.c if cols is None else self.c[cols]).double()
         s = x@c.T
         return s.sub_(c.square().sum(1)/2).sub_(x.square().sum(1, keepdim=True)/2) if self.euclid else s
 
