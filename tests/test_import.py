@@ -146,6 +146,13 @@ def test_a_test_with_a_label_column(tmp_path):
     assert read_rows(tmp_path, 'sbnet').trials[0].voice.shape == (6, 512)
 
 
+def test_a_test_of_another_width_is_refused(tmp_path):
+    write_rows(tmp_path/'f', 'fop')
+    write_numbers(tmp_path/'f'/f'voice_{LIST}.csv', draw(6, 500))
+    with pytest.raises(CorpusError, match='have 500 numbers, those of the training rows 512'):
+        import_features('fop', tmp_path/'f', tmp_path/'c')
+
+
 def test_matching_blocks(tmp_path):
     "The truth is where the identity says; voices of later rows do not matter; blocks without one truth are refused."
     v, f = draw(12, 4), draw(12, 5)

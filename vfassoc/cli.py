@@ -414,16 +414,16 @@ def _tables_of(corpora, s):
 
 
 def submit(a, s):
-    from vfassoc.exchange.submissions import (check_submission, join_submissions, submission_of, submission_text,
+    from vfassoc.exchange.submissions import (check_texts, join_submissions, submission_of, submission_text,
                                               write_submission)
     from vfassoc.training.run import load_run, run_path
     runs = [load_run(run_path(r, s), s.torch_device) for r in a.run]
     tables = [_tables_of([r.recipe.corpus], s) for r in runs]
     output = user_path(a.output, 'output')
     texts = join_submissions([submission_of(r, t) for r, t in zip(runs, tables)])
+    checked = check_texts(texts, sum(tables, []), output)
     write_submission(output, texts)
-    print(submission_text(check_submission(output, sum(tables, []))))
-    print(output)
+    print(f'{submission_text(checked)}\n{output}')
 
 
 def _add_submit(sub):
@@ -605,7 +605,7 @@ def parser():
 
 
 PATHS = ('corpus', 'output', 'run', 'recipe', 'grid', 'encoder', 'name', 'folder', 'tables', 'index', 'meta', 'lists',
-         'table', 'people', 'settings', 'model', 'query', 'media', 'gallery', 'voice',
+         'table', 'people', 'truth', 'file', 'settings', 'model', 'query', 'media', 'gallery', 'voice',
          'face') # arguments that are names or paths
 
 

@@ -72,12 +72,20 @@ def trial_account(
                     face_copies=_copies(t.face), refused='; '.join(f'{why}: {n}' for why, n in lost.items()))
     return pd.DataFrame([row(t) for t in found.trials])
 
-# %% ../../nbs/13_exchange/07_imports.ipynb #0ae82ac9
+# %% ../../nbs/13_exchange/07_imports.ipynb #b935da6f
 def _write_rest(folder, found):
     "Write trial tables and lists into the folder of a corpus."
     for t in found.trials: save_trials(folder, t)
     for name, text in found.lists.items():
         with atomic_path(folder/'lists'/name) as tmp: tmp.write_text(text, encoding='utf-8')
+
+def _check_widths(found, where):
+    "Raise `CorpusError` if a trial table has vectors of another width than the training rows."
+    for m, (x, _) in found.vectors.items():
+        for t in found.trials:
+            if (mine := getattr(t, m).shape[1]) != x.shape[1]:
+                raise CorpusError(f'{where}: the {m}s of {t.name} have {mine} numbers, those of the training rows '
+                                  f'{x.shape[1]}; give features of one encoder')
 
 def import_features(
     form:str, # one of FORMS
@@ -90,6 +98,7 @@ def import_features(
 ) -> tuple[Imported, Manifest|None]: # what was read; the corpus, None: there are no training rows
     "Import public features. Raises `CorpusError`, `ConfigError`, and `RunError` if the folder exists."
     found = read_form(form, path, lists, truth, people)
+    _check_widths(found, path)
     known = read_people(people) if people and form not in ('fame', 'flag') else None
     def rest(folder): _write_rest(folder, found)
     if found.vectors: return found, write_vectors(root, found.vectors, cfg, known, also=rest)
