@@ -445,6 +445,16 @@ MUTANTS = [
            ' + identity_loss(f, face_weight, y, self.cfg.tau)', '',
            'test_an_identity_has_a_direction_and_both_modalities_are_classified'),
 
+    Mutant('identity', 'only the first covariate is classified',
+           'for c in self.cfg.covariates), None', 'for c in self.cfg.covariates[:1]), None',
+           'test_each_covariate_adds_the_loss_of_its_classifier_and_an_unknown_value_adds_none', by='both'),
+    Mutant('identity', 'an unknown value is a class',
+           "['', 'unknown', 'nan']", "['', 'nan']",
+           'test_each_covariate_adds_the_loss_of_its_classifier_and_an_unknown_value_adds_none', by='both'),
+    Mutant('identity', 'every age is a class',
+           'number, 0.)/years)*years', 'number, 0.))',
+           'test_years_are_the_width_of_a_class_of_ages'),
+
     Mutant('older', 'PINs: as hard in all epochs',
            'pins_hardness(epoch, cfg.start', 'pins_hardness(0, cfg.start',
            'test_the_curriculum_of_pins_grows'),

@@ -138,9 +138,11 @@ def test_what_low_shot_learning_refuses(cmpc_grid, tmp_path, changes, error, wor
 
 
 def test_methods_without_labels_have_no_way_to_get_them():
+    labelled = {'dimnet', 'dimnet-g', 'dimnet-i', 'dimnet-ig'}
     for name, cls in METHODS.known.items():
-        assert cls.supervised == (name == 'dimnet-i') == (
-            'identity' in inspect.signature(cls.__init__).parameters), name
+        taken = inspect.signature(cls.__init__).parameters
+        assert cls.supervised == (name in labelled) == ('identity' in taken), name
+        assert cls.reads_covariates == ('covariates' in taken) <= cls.supervised, name
 
 
 def test_low_shots_of_a_run_that_was_trained_again_are_not_finished(cmpc_grid, tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor
 def identity_loss(
     z:Tensor, # (b, d) embeddings of one modality, unit norm
     weight:Tensor, # (C, d) one vector per identity, normalized here
-    target:Tensor, # (b,) int64 identity of each row
+    target:Tensor, # (b,) int64 identity of each row; -100: unknown, and the loss is 0
     tau:float=0.1, # temperature, above 0
 ) -> Tensor: # (b,) not reduced
     "Compute the cross-entropy of cosines to one vector per identity (DIMNet-I on the unit sphere), in float32."

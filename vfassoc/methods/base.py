@@ -21,6 +21,7 @@ class Method(nn.Module):
     "A model, the state a method keeps between batches, and its loss per row."
     intra_modal = False # True: voices and faces are not comparable; validation scores pairs within each modality
     supervised = False # True: built with `identity`, the training videos' identities
+    reads_covariates = False # True: built with `covariates` too, a table with gender, nationality and age of each video
     config_class:type = None # its configuration, a frozen dataclass: the fields that a recipe may set
     embeds_training_set = False # True: the trainer sets `embed_training_set` before the first epoch
     embed_training_set:Callable|None = None # () -> (n, 2 d): face and voice vector of each training video

@@ -6,13 +6,14 @@
 __all__ = ['ChosenMethod', 'choose_method', 'build_method']
 
 # %% ../../nbs/07_methods/08_registry.ipynb #67951be3
-from collections.abc import Sequence
+import importlib, pkgutil
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+import vfassoc.methods
 from ..core import ConfigError, from_dict, require, to_dict
-from . import baselines, classifier, cmpc, cmpc_released, faa # each registers its methods
 from .base import METHODS, Method
 from ..models.two_tower import VoiceFaceModel
 
@@ -53,10 +54,15 @@ def build_method(
     n:int, # training videos: one row each in every memory
     corpus:str='', # hash of the manifest: a memory of another corpus is refused
     identity:Sequence[str]|None=None, # (n,) identity of each training video; passed on to a `supervised` method only
+    covariates:Mapping[str, Sequence]|None=None, # (n,) each: gender, nationality, age; for one that `reads_covariates`
 ) -> Method:
     "Build the method of a recipe around `model`. `ConfigError` if it needs identities and gets none."
     chosen = choose_method(chosen)
     if not chosen.cls.supervised: return chosen.cls(model, chosen.config, n, corpus)
     require(identity is not None and len(identity) == n, f'method {chosen.name}', 'identity', identity,
             f'the identities of the {n} training videos')
-    return chosen.cls(model, chosen.config, n, corpus, identity)
+    more = {'covariates': covariates} if chosen.cls.reads_covariates else {}
+    return chosen.cls(model, chosen.config, n, corpus, identity, **more)
+
+# %% ../../nbs/07_methods/08_registry.ipynb #1c36b811
+for _module in pkgutil.iter_modules(vfassoc.methods.__path__): importlib.import_module(f'vfassoc.methods.{_module.name}')

@@ -48,7 +48,10 @@ def cost(
     "Compute operations, hours at the given rate, and the size of a checkpoint. Raises `ConfigError` for a rate of 0."
     require(tera > 0, 'cost', 'tera', tera, 'above 0')
     model = VoiceFaceModel(replace(recipe.model, voice_weights='', face_weights='', channels_last=False))
-    method = build_method(recipe.method, model, corpus.videos, identity=[str(i % 900) for i in range(corpus.videos)])
+    people = {'gender': ['f', 'm'], 'nationality': ['UK', 'USA'], 'age': [35., 45.]} # what is classified costs nothing
+    covariates = {k: (x*corpus.videos)[:corpus.videos] for k, x in people.items()}
+    method = build_method(recipe.method, model, corpus.videos, '', [str(i % 900) for i in range(corpus.videos)],
+                          covariates)
     d, m, b = recipe.data, recipe.model, 2
     cached = m.spec.cached
     voice = torch.randn(b, m.voice_dim if cached else round(16000*d.crop_seconds))

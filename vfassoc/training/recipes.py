@@ -220,6 +220,16 @@ RECIPES |= { # linear towers on the vectors of VoxCeleb1's twin, at CMPC's publi
     'cid-oracle-twin': ('cid-twin', {'name': 'CID, oracle positives (labels)', 'data.positives': 'oracle'}),
 }
 
+_LABELLED = { # methods with labels: what each changes in the recipe of CID on the same corpus
+    'dimnet-i': {'name': 'supervised', 'method.name': 'dimnet-i'},
+    'dimnet-g': {'name': 'DIMNet-G', 'method.name': 'dimnet-g'},
+    'dimnet-ig': {'name': 'DIMNet-IG', 'method.name': 'dimnet-ig'},
+    'dimnet-ign': {'name': 'DIMNet-IGN', 'method.name': 'dimnet'},
+}
+
+RECIPES |= {f'{name}-{corpus}': (f'cid-{corpus}', changes) for name, changes in _LABELLED.items()
+            for corpus in ('demo', 'twin', 'voxceleb1') if f'{name}-{corpus}' not in RECIPES}
+
 _OLD_RECIPES = {'demo': 'cid-demo', 'encoders-demo': 'pretrain-demo', # names that are read for one release
                 **{f'supervised-{c}': f'dimnet-i-{c}' for c in ('demo', 'libri-lfw', 'voxceleb1')}}
 

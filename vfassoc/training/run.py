@@ -190,7 +190,7 @@ def train(
     data = source.pairs('train', cfg.seed, True, recipe.data.shots)
     model = VoiceFaceModel(recipe.model)
     seen = _start(recipe, model, settings)
-    method = build_method(recipe.method, model, len(data), corpus.hash, data.videos.identity)
+    method = build_method(recipe.method, model, len(data), corpus.hash, data.videos.identity, data.videos)
     positives = Positives(recipe.data, cfg.seed, method, data)
     if method.embeds_training_set:
         method.embed_training_set = lambda: pool_videos(source, method.model, 'train', (rank, world))
