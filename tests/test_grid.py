@@ -138,7 +138,7 @@ def test_what_low_shot_learning_refuses(cmpc_grid, tmp_path, changes, error, wor
 
 
 def test_methods_without_labels_have_no_way_to_get_them():
-    labelled = {'dimnet', 'dimnet-g', 'dimnet-i', 'dimnet-ig'}
+    labelled = {'dimnet', 'dimnet-g', 'dimnet-i', 'dimnet-ig', 'fop', 'n-pair', 'ssnet', 'svhf', 'wang', 'wen'}
     for name, cls in METHODS.known.items():
         taken = inspect.signature(cls.__init__).parameters
         assert cls.supervised == (name in labelled) == ('identity' in taken), name

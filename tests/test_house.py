@@ -35,7 +35,10 @@ def imported(source:str, module:str) -> list[str]:
             out += [f'{base}.{a.name}' for a in n.names]
         elif isinstance(n, ast.Call) and getattr(n.func, 'attr',
                                                  getattr(n.func, 'id', '')) in ('import_module', '__import__'):
-            out += [a.value for a in n.args[:1] if isinstance(a, ast.Constant)] or ['vfassoc.<computed>']
+            first = n.args[0]
+            # an f-string that begins with the name of a package imports from that package
+            if isinstance(first, ast.JoinedStr): first = first.values[0]
+            out.append(str(first.value).rstrip('.') if isinstance(first, ast.Constant) else 'vfassoc.<computed>')
     return out
 
 def known(name:str, modules:set) -> str|None:
@@ -80,6 +83,8 @@ def test_packages_do_nothing_when_imported():
     ({'training.loop': 'import vfassoc.evaluation.metrics as m'}, 'upwards'),
     ({'training.loop': 'import importlib\nimportlib.import_module("vfassoc.cli")'}, 'upwards'),
     ({'core': 'import importlib\nimportlib.import_module(name)'}, 'in no room'),
+    ({'core': 'import importlib\nimportlib.import_module(f"vfassoc.methods.{name}")'}, 'upwards'),
+    ({'core': 'import importlib\nimportlib.import_module(f"{name}.x")'}, 'in no room'),
     ({'attic': ''}, 'in no room'),
     ({'attic.memory': ''}, 'in no room'),
     ({'models.cnn': 'from vfassoc.attic import x'}, 'in no room'),

@@ -79,6 +79,14 @@ class _FaceEncoder(nn.Module):
         z = self.tower.extract('face', face)
         return z if self.last is None else F.normalize(self.last(z), dim=1)
 
+class _LogOdds(nn.Module):
+    "Voice and face vectors (b, d) to log odds (b,), by any scorer."
+    def __init__(self, scorer:nn.Module):
+        super().__init__()
+        self.net = copy.deepcopy(scorer).cpu()
+
+    def forward(self, voice, face): return self.net.log_odds(voice, face)
+
 class _Fusion(nn.Module):
     "Voice and face vectors (b, d) to log odds (b,)."
     def __init__(self, fusion:FusionEncoder):
@@ -130,7 +138,8 @@ def export_onnx(
                                  'vector', {})}
     if m.pair_scorer is not None:
         pair = {'voice': torch.zeros(2, d), 'face': torch.zeros(2, d)}
-        parts['fusion'] = _onnx_bytes(_Fusion(m.pair_scorer), pair, 'log_odds', {})
+        scorer = (_Fusion if isinstance(m.pair_scorer, FusionEncoder) else _LogOdds)(m.pair_scorer)
+        parts['fusion'] = _onnx_bytes(scorer, pair, 'log_odds', {})
     with claim(folder):
         if found := occupied(folder): raise RunError(f'{folder}: is not empty ({found[0]}); choose another folder')
         for name, data in parts.items():

@@ -18,7 +18,7 @@ from ..core import ConfigError, Registry, RunError, config, rank_and_world
 from ..losses.contrastive import supervised_contrastive
 from ..losses.matching import gumbel_noise, match_rows
 from ..losses.multi_similarity import multi_similarity_loss
-from .base import Method, register_method
+from .base import Method, register_method, split_scorer, with_scorer
 from ..models.fusion import FusionConfig, FusionEncoder
 from ..models.two_tower import VoiceFaceModel
 
@@ -129,14 +129,11 @@ class FAA(Method):
         if self.has_pair_scorer: losses['match'] = match/max(1, batches)
         return dict(clusters=clusters, **losses, no_negative=int(alone))
 
-    def inference_state_dict(self):
-        pair = {f'fusion.{k}': t for k,t in self.fusion.state_dict().items()} if self.has_pair_scorer else {}
-        return {**super().inference_state_dict(), **pair}
+    def inference_state_dict(self): return with_scorer(super().inference_state_dict(), self.fusion)
 
     @classmethod
     def open_inference_state(cls, cfg, tensors):
-        pair = {k.removeprefix('fusion.'): t for k,t in tensors.items() if k.startswith('fusion.')}
-        model = {k: t for k,t in tensors.items() if not k.startswith('fusion.')}
+        model, pair = split_scorer(tensors)
         if not cfg.use_fusion: return model, None
         fusion = FusionEncoder(cfg.fusion)
         fusion.load_state_dict(pair)

@@ -65,4 +65,5 @@ def build_method(
     return chosen.cls(model, chosen.config, n, corpus, identity, **more)
 
 # %% ../../nbs/07_methods/08_registry.ipynb #1c36b811
-for _module in pkgutil.iter_modules(vfassoc.methods.__path__): importlib.import_module(f'vfassoc.methods.{_module.name}')
+for _module in pkgutil.iter_modules(vfassoc.methods.__path__):
+    importlib.import_module(f'vfassoc.methods.{_module.name}')

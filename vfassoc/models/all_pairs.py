@@ -123,7 +123,7 @@ def _check_galleries(model:FusionEncoder, voices:Tensor, faces:Tensor):
             raise RunError(f'fusion: {name}: row {row} is not finite; embed that item again')
 
 def _cls_blocks(model:FusionEncoder, voices:Tensor, faces:Tensor, pairs:int) -> Iterator[tuple[slice, Tensor]]:
-    "Log odds with a `[CLS]` token, pair by pair."
+    "Log odds with a `[CLS]` token, or of a scorer of another kind, pair by pair."
     high = max(1, pairs//len(faces))
     for i in range(0, len(voices), high):
         v, odds = voices[i:i + high].float(), []
@@ -145,9 +145,16 @@ def _mean_blocks(
         columns = (slice(j, min(j + wide, len(faces))) for j in range(0, len(faces), wide))
         yield rows, torch.cat([parts.log_odds(v, f, rows, c) for c in columns], 1)
 
+def _own_blocks(model, voices:Tensor, faces:Tensor, pairs:int) -> Iterator[tuple[slice, Tensor]]:
+    "Log odds by the scorer's own `score_block`."
+    high = max(1, pairs//len(faces))
+    for i in range(0, len(voices), high):
+        v = voices[i:i + high].float()
+        yield slice(i, i + len(v)), torch.cat([model.score_block(v, f.float()) for f in faces.split(pairs)], 1)
+
 @torch.no_grad()
 def score_blocks(
-    model:FusionEncoder, # in eval mode
+    model:FusionEncoder, # in eval mode; or another scorer with `cfg.dim`, `log_odds` and, if it has one, `score_block`
     voices:Tensor, # (n, d) embeddings
     faces:Tensor, # (m, d) embeddings
     dtype:torch.dtype=torch.float32, # of the matrix products: float32, bfloat16
@@ -158,7 +165,8 @@ def score_blocks(
     _check_galleries(model, voices, faces)
     if not len(voices) or not len(faces): return
     pairs = pairs or (2_048 if voices.device.type == 'cpu' else 262_144)
-    if model.cls is None: blocks = _mean_blocks(model, voices, faces, pairs, dtype)
+    if hasattr(model, 'score_block'): blocks = _own_blocks(model, voices, faces, pairs)
+    elif getattr(model, 'cls', 0) is None: blocks = _mean_blocks(model, voices, faces, pairs, dtype)
     else: blocks = _cls_blocks(model, voices, faces, pairs)
     for rows, odds in blocks: yield rows, odds if log_odds else torch.sigmoid(odds)
 

@@ -68,7 +68,8 @@ class ModelConfig:
     "Which towers, how wide, which projection."
     encoder:str = 'small' # a pair: small, resnet34, ecapa+inception, linear or mlp (vectors), or package.module:Name
     dim:Annotated[int, Field(ge=1, le=4096)] = 128 # of the embedding; ResNet-34 has 512, FAA 256
-    projection:Literal['shared', 'separate', 'none'] = 'shared' # between embedding and loss, in training only
+    # between embedding and loss, in training only; stream: one head for both that stays after training (SSNet)
+    projection:Literal['shared', 'separate', 'none', 'stream'] = 'shared'
     channels_last:bool = False # memory format of the towers; faster on recent GPUs
     voice_dim:VectorDim = 192 # encoder = linear or mlp: width of the voice vectors
     face_dim:VectorDim = 512 # and of the faces'
@@ -108,12 +109,13 @@ class VoiceFaceModel(nn.Module):
         self.cfg, self.spec = cfg, cfg.spec
         self.log_mel = LogMel() if self.spec.log_mel else None
         self.voice, self.face = self.spec.build(cfg)
-        heads = [projection_head(cfg.dim) for _ in range({'none': 0, 'shared': 1, 'separate': 2}[cfg.projection])]
-        self.heads = nn.ModuleList(heads)
+        count = {'none': 0, 'shared': 1, 'separate': 2, 'stream': 1}[cfg.projection]
+        self.heads = nn.ModuleList(projection_head(cfg.dim) for _ in range(count))
         if cfg.channels_last: self.to(memory_format=torch.channels_last)
 
     def _finish(self, h:Tensor, head:int) -> Tensor:
-        if self.training and len(self.heads): h = self.heads[head % len(self.heads)](h)
+        used = self.training or self.cfg.projection == 'stream'
+        if used and len(self.heads): h = self.heads[head % len(self.heads)](h)
         return F.normalize(h.float(), dim=1)
 
     def _enter(self, x:Tensor) -> Tensor:

@@ -225,6 +225,12 @@ _LABELLED = { # methods with labels: what each changes in the recipe of CID on t
     'dimnet-g': {'name': 'DIMNet-G', 'method.name': 'dimnet-g'},
     'dimnet-ig': {'name': 'DIMNet-IG', 'method.name': 'dimnet-ig'},
     'dimnet-ign': {'name': 'DIMNet-IGN', 'method.name': 'dimnet'},
+    'n-pair': {'name': "Horiguchi's", 'method.name': 'n-pair', 'data.positives': 'oracle'},
+    'ssnet': {'name': 'SSNet', 'method.name': 'ssnet', 'model.projection': 'stream'},
+    'fop': {'name': 'FOP', 'method.name': 'fop', 'data.positives': 'oracle'},
+    'wang': {'name': "Wang's", 'method.name': 'wang', 'data.positives': 'oracle'},
+    'wen': {'name': "Wen's", 'method.name': 'wen', 'data.positives': 'oracle'},
+    'svhf': {'name': 'SVHF', 'method': {'name': 'svhf'}, 'data.positives': 'oracle'},
 }
 
 RECIPES |= {f'{name}-{corpus}': (f'cid-{corpus}', changes) for name, changes in _LABELLED.items()
