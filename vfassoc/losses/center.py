@@ -9,7 +9,7 @@ __all__ = ['center_loss', 'move_centers']
 import torch
 from torch import Tensor
 
-from ..core import gather_rows, require
+from ..core import gather_rows
 
 # %% ../../nbs/06_losses/12_center.ipynb #138aff88
 def center_loss(
@@ -25,10 +25,9 @@ def move_centers(
     centers:Tensor, # (C, d) changed in place
     z:Tensor, # (b, d) embeddings of this process
     target:Tensor, # (b,) int64
-    alpha:float=0.5, # how far: 0 not at all
+    alpha:float=0.5, # how far, 0 to 1; 0: not at all
 ):
     "Move the centers of the identities of a batch, of all processes, towards its embeddings."
-    require(0 <= alpha <= 1, 'move_centers', 'alpha', alpha, '0 to 1')
     z, target = gather_rows(z.detach()).to(centers.dtype), gather_rows(target)
     count = torch.bincount(target, minlength=len(centers))[:, None]
     total = torch.zeros_like(centers).index_add_(0, target, z)

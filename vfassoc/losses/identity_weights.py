@@ -9,18 +9,15 @@ __all__ = ['note_losses', 'admit_identities']
 import torch
 from torch import Tensor
 
-from ..core import require
-
 # %% ../../nbs/06_losses/15_identity_weights.ipynb #c81d7761
 @torch.no_grad()
 def note_losses(
     mean:Tensor, # (C,) running mean of each identity, changed in place
     loss:Tensor, # (b,) classification losses of all processes
     target:Tensor, # (b,) int64 identities
-    rate:float=0.1, # η
+    rate:float=0.1, # η, above 0, up to 1
 ):
     "Move the running mean of each identity of the batch towards its mean loss in the batch."
-    require(0 < rate <= 1, 'note_losses', 'rate', rate, 'above 0, up to 1')
     count = torch.bincount(target, minlength=len(mean))
     now = torch.zeros_like(mean).index_add_(0, target, loss.to(mean.dtype))/count.clamp_min(1)
     mean += rate*(now - mean)*(count > 0)
@@ -30,14 +27,12 @@ def note_losses(
 def admit_identities(
     weight:Tensor, # (C,) 0: not admitted; all 0 before the first admission
     mean:Tensor, # (C,) running mean of each identity's loss
-    first:float=0.5, # share of the first admission
+    first:float=0.5, # share of the first admission, above 0, up to `most`
     step:float=0.024, # share of each later one
     most:float=0.9, # share after which no more are admitted
     decay:float=0.99, # of the weights of those admitted before
 ) -> Tensor: # (C,) new weights
-    "Admit the easiest identities that have not been admitted. Raises `ConfigError`."
-    require(0 < first <= most <= 1 and step > 0, 'admit_identities', 'first, step, most', (first, step, most),
-            '0 < first <= most <= 1 and step above 0')
+    "Admit the easiest identities that have not been admitted."
     inside = weight > 0
     if inside.float().mean() >= most: return weight
     n = max(1, int((step if inside.any() else first)*len(weight)))

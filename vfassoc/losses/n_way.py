@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import gather_rows, require
+from ..core import gather_rows
 
 # %% ../../nbs/06_losses/16_n_way.ipynb #40d637db
 @torch.no_grad()
@@ -32,10 +32,9 @@ def n_way_loss(
     f:Tensor, # (b, d) faces of the same identities
     label:Tensor, # (b,) int64 identities
     uniform:Tensor, # (2, b, n) random numbers for the n rows of all processes, as of `matching.gumbel_noise`
-    ways:int=2, # N
+    ways:int=2, # N, 2 or more
 ) -> Tensor: # (b,) both directions added, not reduced
-    "Compute the cross-entropy of the choice among the own item and N-1 of other identities. Raises `ConfigError`."
-    require(ways >= 2, 'n_way_loss', 'ways', ways, '2 or more')
+    "Compute the cross-entropy of the choice among the own item and N-1 of other identities."
     rival = label[:, None] != gather_rows(label)[None]
     def one(own, others, score, u):
         rows, there = draw_rivals(rival, u, ways - 1)
