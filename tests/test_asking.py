@@ -146,7 +146,7 @@ def test_an_index_of_another_model_is_refused(media, m, tmp_path):
     other = load(DEMO)
     with torch.no_grad(): next(other.model.parameters()).add_(1)
     m.index([media/'faces'/'0.png'], tmp_path/'index')
-    with pytest.raises(QueryError, match='another model'): other.open_index(tmp_path/'index')
+    with pytest.raises(QueryError, match=r'/index: .*\(\w{8}, .*\w{8}\)'): other.open_index(tmp_path/'index')
 
 
 @pytest.mark.parametrize('change, word', [(dict(format_version=9), '9'), (dict(format='x'), "'x'")])
@@ -169,7 +169,7 @@ def test_a_damaged_model_and_a_pickle_are_refused(tmp_path):
 def test_a_full_disk_leaves_no_index(media, m, tmp_path, monkeypatch):
     def full(*args, **kw): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(np, 'save', full)
-    with pytest.raises(RunError, match='No space left'): m.index([media/'faces'/'0.png'], tmp_path/'index')
+    with pytest.raises(RunError, match=r'index.*\(No space left'): m.index([media/'faces'/'0.png'], tmp_path/'index')
     assert not (tmp_path/'index').exists() or not any((tmp_path/'index').iterdir())
 
 
@@ -216,7 +216,7 @@ def test_one_face_of_a_photograph_is_cropped_and_several_are_listed(m, monkeypat
     both = r'2 faces.*\(100, 50, 180, 150\).*\(300, 50, 370, 140\)'
     with pytest.raises(QueryError, match=both): m.embed_faces([photo])
     found['boxes'] = boxes[:0]
-    with pytest.raises(QueryError, match='no face'): m.embed_faces([photo])
+    with pytest.raises(QueryError, match='600 x 300'): m.embed_faces([photo])
 
 
 TALKING = Path(os.environ.get('VFASSOC_SHARED', 'none'))/'corpora'/'talking'

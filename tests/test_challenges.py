@@ -55,7 +55,8 @@ def test_named_tables_are_scored_by_the_evaluation(tmp_path):
                     quiet=True).scores
     assert [(x['metric'], x['value'], x['low'], x['high'], x['identities']) for x in got] == [
         (x['metric'], x['value'], x['low'], x['high'], x['identities']) for x in want]
-    with pytest.raises(RunError, match='were trained on'): score_table(RowScores(s), t, FAST, trained_on=['3'])
+    with pytest.raises(RunError, match=r'^evaluation: 1 of \d+ .*\(3\)'):
+        score_table(RowScores(s), t, FAST, trained_on=['3'])
 
 
 def test_anonymous_tables_draw_rows():
@@ -101,9 +102,9 @@ def test_a_block_is_right_if_its_own_identity_wins():
 
 def test_tables_without_labels_are_not_scored():
     t, s = table()
-    with pytest.raises(CorpusError, match='no labels'):
+    with pytest.raises(CorpusError, match=f'trial table {t.name}: '):
         score_table(RowScores(s), replace(t, rows=t.rows.drop(columns='label')), FAST)
-    with pytest.raises(ScoreError, match='pairs of a row'): RowScores(s).pairs(np.arange(2), np.arange(2)[::-1])
+    with pytest.raises(ScoreError, match='^row scores: '): RowScores(s).pairs(np.arange(2), np.arange(2)[::-1])
 
 
 def test_a_damaged_table_is_noticed(tmp_path):
@@ -112,7 +113,7 @@ def test_a_damaged_table_is_noticed(tmp_path):
     for damage in (raw[:-30], raw.replace('k7'.encode('utf-32-le'), 'k8'.encode('utf-32-le'), 1), b'PK'):
         path.write_bytes(damage)
         with pytest.raises(CorpusError, match=r'v1_Urdu_unheard\.npz'): load_trials(path)
-    with pytest.raises(CorpusError, match='no such trial table'): load_trials(tmp_path/'x.npz')
+    with pytest.raises(CorpusError, match=r'x\.npz: '): load_trials(tmp_path/'x.npz')
 
 
 # ---- the organizers' rule
@@ -142,7 +143,8 @@ def test_names():
     assert score_name(flag) == 'no_gender/sub_score_v4_Bangla_unheard.txt'
     for change, why in ((dict(form='list'), 'no challenge'), (dict(version=''), 'version')):
         with pytest.raises(CorpusError, match=why): score_name(replace(t, about=t.about | change))
-    with pytest.raises(CorpusError, match='no keys'): score_name(replace(t, rows=t.rows.drop(columns='key')))
+    with pytest.raises(CorpusError, match=f'trial table {t.name}: '):
+        score_name(replace(t, rows=t.rows.drop(columns='key')))
 
 
 def submitted(path, t, text):
@@ -205,9 +207,9 @@ def test_names_in_the_zip_file(tmp_path):
         with pytest.raises(RunError, match='no such file is asked for .*; sub_score_v1_Urdu_unheard.txt: is missing'):
             check_submission(tmp_path/'s.zip', [t], FAST)
     (tmp_path/'s.zip').write_bytes(b'junk')
-    with pytest.raises(CorpusError, match='not a zip file'): check_submission(tmp_path/'s.zip', [t], FAST)
-    with pytest.raises(CorpusError, match='cannot be read'): check_submission(tmp_path/'gone.zip', [t], FAST)
-    with pytest.raises(RunError, match='answered by two runs'): join_submissions([{'a': ''}, {'a': ''}])
+    with pytest.raises(CorpusError, match=r's\.zip: '): check_submission(tmp_path/'s.zip', [t], FAST)
+    with pytest.raises(CorpusError, match=r'gone\.zip: '): check_submission(tmp_path/'gone.zip', [t], FAST)
+    with pytest.raises(RunError, match='submission: a '): join_submissions([{'a': ''}, {'a': ''}])
 
 
 def test_line_ends_of_windows_are_read():
@@ -324,7 +326,7 @@ def test_a_missing_face_adds_nothing():
     for lang in ('English', 'Urdu'):
         assert other.accuracy[lang, 'voice alone'] == t.accuracy[lang, 'voice alone'] > 1/12
         assert other.accuracy[lang, 'voice and face'] < t.accuracy[lang, 'voice and face']
-    with pytest.raises(CorpusError, match='nobody has two videos in Greek'): missing_face(emb, 'Greek', FAST)
+    with pytest.raises(CorpusError, match='^missing face: .*Greek'): missing_face(emb, 'Greek', FAST)
 
 
 def run_on(corpus, settings, **changes):
@@ -350,7 +352,7 @@ def test_runs_on_each_language(tmp_path, monkeypatch, capsys):
     assert main(['evaluate', 'english', 'urdu', '--corpus', 'both', '--languages', '--set', 'replicates=100']) == 0
     assert 'challenge_EER' in capsys.readouterr().out and (paths[0]/'languages.json').is_file()
     assert main(['evaluate', 'english', '--languages']) == 2
-    with pytest.raises(ConfigError, match='both were trained on English'): evaluate_languages(paths[:1]*2, 'both', s)
+    with pytest.raises(ConfigError, match=f'{paths[0]}: .*English'): evaluate_languages(paths[:1]*2, 'both', s)
     both = run_on('both', s)
     with pytest.raises(ConfigError, match='trained on 2 languages'): evaluate_languages([both], 'both', s)
 

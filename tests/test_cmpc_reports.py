@@ -58,7 +58,7 @@ def test_rho_histogram(grid, tmp_path):
 
 
 def test_rho_histogram_of_a_run_without_prototypes(grid, tmp_path):
-    with pytest.raises(RunError, match='no epoch had prototypes'):
+    with pytest.raises(RunError, match='cid/seed0: '):
         run_report('rho_histogram', tmp_path/'a', dict(runs=[str(grid/'runs/g/cid/seed0')]), quiet=True)
 
 

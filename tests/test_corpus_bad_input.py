@@ -80,7 +80,7 @@ def test_no_file_is_usable(root, folder, kind):
 
 def test_a_file_is_no_corpus(tmp_path):
     (tmp_path/'corpus').write_text('')
-    with pytest.raises(CorpusError, match='no such folder'): scan(tmp_path/'corpus')
+    with pytest.raises(CorpusError, match=f'{tmp_path}/corpus: '): scan(tmp_path/'corpus')
 
 def test_nothing_pairs_without_metadata(root):
     (root/'vox1_meta.csv').unlink()
@@ -178,7 +178,7 @@ def test_damaged_flac_is_found_by_the_full_check(root):
     m = scan(root, check='full')
     (reason, paths), = m.report['excluded'].items()
     assert reason in ('truncated audio', 'unreadable audio') and paths == [relative(path, root)]
-    with pytest.raises(CorpusError, match='--check full') as e: read_audio(path)
+    with pytest.raises(CorpusError, match=f'^{path}: ') as e: read_audio(path)
     assert str(path) in one_line(e)
 
 def test_a_wave_from_a_pipe_has_no_length(tmp_path):
@@ -281,7 +281,7 @@ def test_inverted_cmyk_of_adobe(tmp_path):
 @pytest.mark.parametrize('how', ['truncated', 'text', 'empty'])
 def test_a_broken_picture_is_one_line_when_read(root, how):
     _image(how, face(root))
-    with pytest.raises(CorpusError, match='--check full') as e: read_face(face(root))
+    with pytest.raises(CorpusError, match=f'^{face(root)}: ') as e: read_face(face(root))
     assert str(face(root)) in one_line(e)
 
 # ---- any damage at all
@@ -410,9 +410,9 @@ def test_no_splits_file(root):
     (root/'identity_splits.txt').unlink()
     m = scan(root)
     assert set(m.table.split) == {'none'} and len(m.videos()) == 8 and summary(m).index.tolist() == ['none', 'all']
-    with pytest.raises(CorpusError, match='no complete video is in split train') as e: PairDataset(m)
+    with pytest.raises(CorpusError, match=f'{root}: .* train') as e: PairDataset(m)
     assert 'identity_splits.txt' in one_line(e)
-    with pytest.raises(CorpusError, match='no face is in split test'): MediaDataset(m, 'face')
+    with pytest.raises(CorpusError, match=f'{root}: .* face .*test'): MediaDataset(m, 'face')
     with pytest.raises(ConfigError, match="'tset'; allowed: train, valid, seen, test"): m.videos('tset')
 
 # ---- trees
@@ -512,7 +512,7 @@ def test_a_moved_corpus(root, tmp_path):
     assert PairDataset(m, seconds=0.5, size=32)[0, 0][0].shape == (8000,)
 
 def test_a_stored_manifest_that_is_none(root, tmp_path):
-    with pytest.raises(CorpusError, match='no such manifest') as e: load_manifest(tmp_path/'m.parquet')
+    with pytest.raises(CorpusError, match=f'{tmp_path}/m.parquet: ') as e: load_manifest(tmp_path/'m.parquet')
     for how in ('text', 'parquet', 'cut'):
         path = tmp_path/f'{how}.parquet'
         if how == 'text': path.write_text('no')
@@ -520,7 +520,7 @@ def test_a_stored_manifest_that_is_none(root, tmp_path):
         else:
             save_manifest(scan(root), path)
             path.write_bytes(path.read_bytes()[:-100])
-        with pytest.raises(CorpusError, match='not a manifest') as e: load_manifest(path)
+        with pytest.raises(CorpusError, match=f'^{path}: ') as e: load_manifest(path)
         one_line(e)
 
 def test_a_broken_cache_is_rebuilt(root, tmp_path):
@@ -549,7 +549,7 @@ def test_a_full_disk_leaves_the_old_manifest(root, tmp_path, monkeypatch):
     before = path.read_bytes()
     def full(*a, **kw): raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr('vfassoc.corpus.manifest.pq.write_table', full)
-    with pytest.raises(RunError, match='No space left'): save_manifest(m, path)
+    with pytest.raises(RunError, match=f'{path}.*No space left'): save_manifest(m, path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ['corpus', 'm.parquet'] or sorted(
         os.listdir(tmp_path)) == ['corpus', 'm.parquet']
 
@@ -560,7 +560,7 @@ def test_a_file_that_breaks_during_training_is_one_line(root, workers):
     m = scan(root)
     for p in (root/'wav').rglob('*.wav'): p.write_bytes(p.read_bytes()[:-500])
     data = PairDataset(m, seconds=0.5, size=32)
-    with pytest.raises(CorpusError, match='--check full') as e:
+    with pytest.raises(CorpusError, match=rf'{root}.*\.wav: ') as e:
         list(make_loader(data, DistributedBatchSampler(4, 2, 0, 0), workers))
     one_line(e)
 

@@ -428,6 +428,23 @@ def test_function_rule_notices():
     assert long_functions(f'def f():\n{body}'.replace('    x = 1', '',
                                                       1)) == ['f'] and not long_functions('def f():\n' + body[:-10])
 
+# ---- errors are matched by place and value
+
+def wordy_matches(source:str) -> list[str]:
+    "Literal `match=` texts that are words alone: such a test breaks when a sentence is put otherwise."
+    found = [k.value.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) for k in n.keywords
+             if k.arg == 'match' and isinstance(k.value, ast.Constant)]
+    return [t for t in found if re.fullmatch('[A-Za-z ,;-]+', t) and ' ' in t]
+
+def test_errors_are_matched_by_place_and_value():
+    found = {p.name: w for p in sorted((ROOT/'tests').glob('*.py')) if (w := wordy_matches(p.read_text()))}
+    assert found == {}, 'match the path, field or number that the error names'
+
+def test_match_rule_notices():
+    assert wordy_matches("raises(E, match='no such folder')") == ['no such folder']
+    for fine in ("'tau = 0'", "f'{path}: '", "'^report: '", "'identities'", "r'x\\.npz: '"):
+        assert not wordy_matches(f'raises(E, match={fine})')
+
 # ---- what the library never does
 
 SHELL = {'os.system', 'os.popen', 'os.execv', 'os.execvp', 'os.spawnv'}

@@ -134,9 +134,9 @@ def test_headers_labels_and_lengths(tmp_path):
     (tmp_path/'again').mkdir()
     write_numbers(tmp_path/'again'/'faceTrain.csv', draw(2, 4), 'ab')
     with pytest.raises(CorpusError, match='2 files .*training faces'): read_rows(tmp_path, 'fop')
-    with pytest.raises(CorpusError, match='no csv file of the form msm'): read_rows(tmp_path, 'msm')
+    with pytest.raises(CorpusError, match=f'^{tmp_path}: .*msm'): read_rows(tmp_path, 'msm')
     p.write_text('')
-    with pytest.raises(CorpusError, match='is empty'): read_numbers(p)
+    with pytest.raises(CorpusError, match=f'^{p}: '): read_numbers(p)
 
 
 def test_a_test_with_a_label_column(tmp_path):
@@ -315,7 +315,7 @@ def test_fame_without_lists_and_with_wrong_ones(tmp_path):
     path.write_bytes(whole)
     (truth/'v1'/'English_test.txt').write_text('k0 1\nk1 1\nk9 0\n')
     with pytest.raises(CorpusError, match="no label for the key 'k2'"): read_fame(feats, lists, truth)
-    with pytest.raises(CorpusError, match='has keys and the rows have none'): read_fame(feats, None, truth)
+    with pytest.raises(CorpusError, match=r'English_test\.txt: '): read_fame(feats, None, truth)
     train = lists/'v1'/'English_train.txt'
     train.write_text(train.read_text().replace('id0061', 'id0001', 1).replace('/', '\\'))
     (truth/'v1'/'English_test.txt').unlink()
@@ -409,7 +409,8 @@ def test_bad_files_of_a_tree(tmp_path):
         'not finite': 1, 'another width than most': 1, 'not one vector': 1, 'not an array of numbers': 2,
         'no such file, or not readable': 1}
     (folder/'out.csv').write_text('a,b\n../x/voices/i/l/v/0.npy,f/faces/i/l/v/0.npy\n')
-    with pytest.raises(CorpusError, match='leads out of it'): read_form('polysim', folder, folder/'out.csv')
+    with pytest.raises(CorpusError, match=r"'\.\./x/voices/i/l/v/0\.npy'"):
+        read_form('polysim', folder, folder/'out.csv')
     with pytest.raises(CorpusError, match='no columns of .npy paths'): read_form('polysim', folder, folder/'val.csv')
     assert not Path('gotcha').exists()
 
@@ -523,7 +524,7 @@ def test_names_and_ids_of_pickles(tmp_path):
     dump(tmp_path/'f'/'voice_input.pkl', Call(os.system, 'touch gotcha'))
     with pytest.raises(CorpusError, match='voice_input.pkl: not read'): read_form('sl', tmp_path/'f')
     dump(tmp_path/'f'/'voice_input.pkl', {'a/b/1.wav': [1, 2]})
-    with pytest.raises(CorpusError, match='voice vectors have shape'): read_form('sl', tmp_path/'f')
+    with pytest.raises(CorpusError, match='^voice vectors '): read_form('sl', tmp_path/'f')
 
 
 def test_a_person_in_training_and_test(tmp_path):

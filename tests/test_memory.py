@@ -295,7 +295,7 @@ def test_a_known_corpus_is_not_forgotten():
 def test_rho_buffer():
     rho = ScalarMemory(6)
     assert all(x.isnan() for x in rho.mean_std())
-    with pytest.raises(RunError, match='no video was visited yet'): rho.check()
+    with pytest.raises(RunError, match='^ScalarMemory: '): rho.check()
     rho.update(torch.tensor([1., 2., 3., 9.]), torch.tensor([0, 1, 2, 0]))       # row 0 twice: the last counts
     rho.update(torch.tensor([torch.nan, 4.]), torch.tensor([1, 3]))              # unknown: the old value stays
     assert rho.values.tolist() == [9., 2., 3., 4., 0., 0.] and rho.seen.tolist() == [True]*4 + [False]*2

@@ -126,7 +126,7 @@ def test_cell_number_without_given_parameters(tmp_path):
 
 def test_a_kernel_that_dies(tmp_path):
     source = report(tmp_path/'small.ipynb', 'import os\nos._exit(1)')
-    with pytest.raises(RunError, match='the kernel died') as e: run_report(source, tmp_path/'out'/'r', {}, quiet=True)
+    with pytest.raises(RunError, match=f'^{source}: ') as e: run_report(source, tmp_path/'out'/'r', {}, quiet=True)
     assert one_line(e) and not (tmp_path/'out'/'r.ipynb').exists() and not list((tmp_path/'out').glob('.*'))
 
 def test_no_such_kernel(tmp_path):
@@ -136,7 +136,7 @@ def test_no_such_kernel(tmp_path):
 
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path/'file').write_text('')
-    with pytest.raises(RunError, match='cannot be written') as e:
+    with pytest.raises(RunError, match=f'{tmp_path}/file/r') as e:
         run_report(report(tmp_path/'small.ipynb', '1'), tmp_path/'file'/'r', {}, quiet=True)
     assert one_line(e)
 
@@ -148,7 +148,7 @@ def test_a_full_disk_keeps_the_old_result(tmp_path, monkeypatch):
     before = out.read_bytes(), page.read_bytes()
     def full(*a, **kw): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(runner.nbformat, 'write', full)
-    with pytest.raises(RunError, match='No space left') as e:
+    with pytest.raises(RunError, match=f'{tmp_path}/out.*No space left') as e:
         run_report(source, tmp_path/'out'/'r', {'n': 2}, quiet=True)
     assert one_line(e) and (out.read_bytes(), page.read_bytes()) == before
     assert not list(out.parent.glob('.*'))
@@ -156,7 +156,7 @@ def test_a_full_disk_keeps_the_old_result(tmp_path, monkeypatch):
 def test_the_source_is_not_overwritten(tmp_path):
     source = report(tmp_path/'small.ipynb', '1')
     before = source.read_bytes()
-    with pytest.raises(ConfigError, match='another file'): run_report(source, tmp_path/'small', {}, quiet=True)
+    with pytest.raises(ConfigError, match="output = '.*/small"): run_report(source, tmp_path/'small', {}, quiet=True)
     assert source.read_bytes() == before
 
 def test_code_is_folded_shown_or_hidden():
@@ -166,7 +166,7 @@ def test_code_is_folded_shown_or_hidden():
     assert {k: ('<details' in p, '42' in BeautifulSoup(p, 'html.parser').get_text()) for k,p in pages.items()} == \
            {'fold': (True, True), 'show': (False, True), 'hide': (False, False)}
     assert all('skip_exec' not in p and '<title>T &amp; t</title>' in p for p in pages.values())
-    with pytest.raises(ConfigError, match='fold, show, hide'): runner.to_html(nb, 't', code='no')
+    with pytest.raises(ConfigError, match="code = 'no'"): runner.to_html(nb, 't', code='no')
 
 def test_pictures_of_markdown_cells_are_in_the_page(tmp_path):
     fig, ax = plots.subplots()
@@ -272,11 +272,11 @@ def test_old_runs_name_the_scorer_by(tmp_path, runs):
     assert found[0].method.str.endswith(', cosine').all()
 
 def test_tables_of_odd_runs(tmp_path, runs):
-    with pytest.raises(RunError, match='no run here'): tables.read_scores([tmp_path])
-    with pytest.raises(RunError, match='no runs given'): tables.read_scores([])
-    with pytest.raises(RunError, match='different corpora'):
+    with pytest.raises(RunError, match=f'^{tmp_path}: '): tables.read_scores([tmp_path])
+    with pytest.raises(RunError, match='^report: '): tables.read_scores([])
+    with pytest.raises(RunError, match=f'^{runs[0]} and {tmp_path}/b: '):
         tables.read_scores([runs[0], make_run(tmp_path/'b', tmp_path/'corpus', 3, corpus_hash='other')])
-    with pytest.raises(RunError, match='the same seed'): tables.read_scores([runs[0], runs[0]])
+    with pytest.raises(RunError, match=f'^{runs[0]} and {runs[0]}: '): tables.read_scores([runs[0], runs[0]])
     seen = make_run(tmp_path/'seen', tmp_path/'corpus', 0, protocol='seen')
     assert 'CID, seen-heard' in tables.paper_table(
         tables.read_scores([runs[0], seen])).index, 'people the model has met are another protocol'
@@ -285,7 +285,7 @@ def test_tables_of_odd_runs(tmp_path, runs):
     write_json(old/'metrics.json', {**m, 'schema': 0})
     with pytest.raises(RunError, match='schema 0'): tables.read_scores([old])
     write_json(old/'metrics.json', {**m, 'scores': m['scores'] + m['scores'][:1]})
-    with pytest.raises(RunError, match='several scores'): tables.paper_table(tables.read_scores([old]))
+    with pytest.raises(RunError, match=f'^{old}: '): tables.paper_table(tables.read_scores([old]))
     write_json(old/'metrics.json', {**m, 'scores': []})
     assert 'CID' not in tables.as_text(tables.paper_table(tables.read_scores([runs[0]]),
                                                           tables.VERIFICATION[3:4]).iloc[1:])

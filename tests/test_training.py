@@ -201,7 +201,7 @@ def test_disk_full_in_the_middle_of_a_checkpoint(tmp_path, monkeypatch):
 def test_read_only_run_folder_as_a_user(tmp_path):
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(RunError, match='cannot be written'): toy.run(tmp_path/'run')
+        with pytest.raises(RunError, match=f'^{tmp_path}/run'): toy.run(tmp_path/'run')
     finally: tmp_path.chmod(0o700)
 
 
@@ -213,7 +213,7 @@ def test_read_only_run_folder(tmp_path, monkeypatch):
 
 def test_run_folder_is_a_file(tmp_path):
     (tmp_path/'run').write_text('')
-    with pytest.raises(RunError, match='cannot be written'): toy.run(tmp_path/'run')
+    with pytest.raises(RunError, match=f'^{tmp_path}/run'): toy.run(tmp_path/'run')
 
 
 def test_other_configuration_or_model_is_refused(tmp_path):
@@ -221,7 +221,7 @@ def test_other_configuration_or_model_is_refused(tmp_path):
     with pytest.raises(RunError, match='started with peak_lr = 0.005, asked for 0.001'): toy.run(tmp_path, peak_lr=1e-3)
     opt = torch.optim.Adam(toy.build(dim=16).parameters())
     cfg = TrainConfig(total_samples=18*8, batch_size=8, lr_warmup=0, checkpoint_every=4)
-    with pytest.raises(RunError, match='another model or corpus'):
+    with pytest.raises(RunError, match=rf'^{tmp_path}/checkpoints/last\.safetensors: .*\(\S+ '):
         training.load_checkpoint(RunFolder(tmp_path), toy.build(dim=16), opt, cfg)
 
 
