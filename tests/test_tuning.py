@@ -168,7 +168,7 @@ t.tune(t.cid(), Path({str(tmp_path/"s")!r}), t.here(home), t.TuneConfig(trials=3
     assert r.returncode == -9, r.stderr[-400:]
     history = (tmp_path/'s/trial0001/history.csv').read_bytes()
     t = tune(cid(), tmp_path/'s', here(home), TuneConfig(trials=3, sampler='random'), say=quiet)
-    assert t.state.tolist() == ['complete', 'fail', 'complete', 'complete']
+    assert t.state.tolist() == ['complete', 'interrupted', 'complete', 'complete']
     fields = [c for c in t if '.' in c]
     assert t.loc[1, fields].equals(t.loc[2, fields]) and not t.loc[3, fields].equals(t.loc[2, fields])
     assert (tmp_path/'s/trial0001/history.csv').read_bytes() == history # not trained again
@@ -187,9 +187,11 @@ def test_two_commands_work_on_one_study(home, tmp_path):
     assert t.state.tolist() == ['complete']*4 and t['train.peak_lr'].nunique() == 4
     assert 'best of 4 trials' in ''.join(out for out, _ in said)
 
-def test_workers_share_a_study(home, tmp_path):
-    t = tune(cid(), tmp_path/'s', here(home), TuneConfig(trials=3), jobs=2, say=quiet)
-    assert (t.state == 'complete').sum() == 3
+def test_workers_share_a_study_and_a_failed_trial_ends_none(study, home):
+    (study/'trial0001').mkdir()
+    (study/'trial0001/letter.txt').write_text('dear') # this trial cannot be written
+    t = tune(cid(), study, here(home), TuneConfig(trials=4), jobs=2, say=quiet)
+    assert t.state.tolist() == ['complete', 'failed', 'complete', 'complete'] and 'letter.txt' in t.reason[1]
 
 def test_dask_workers_share_a_study(home, tmp_path):
     distributed = pytest.importorskip('distributed')
