@@ -443,6 +443,33 @@ def _add_check_submission(sub):
     q.add_argument('--corpus', nargs='+', required=True, help='imported corpora with the trial tables that it answers')
 
 
+def score(a, s):
+    from vfassoc.evaluation.score import score as run
+    from vfassoc.experiments.tables import as_text, paper_table, read_scores
+    from vfassoc.training.run import run_path
+    path = run_path(a.run or Path(a.file[0]).stem, s)
+    result = run(path, a.file, a.lists or '', a.meta or '', a.corpus or '', a.trials or '', a.split, a.name or '',
+                 s.seed if a.seed is None else a.seed, s, changes(a.set, 'score'), a.strict)
+    print(as_text(paper_table(read_scores([path], 'lists' if a.lists else 'metrics'), keep_empty=False)))
+    print('\n' + '\n'.join(printable(n) for n in [*result.notes, str(path)]))
+
+
+def _add_score(sub):
+    q = command(sub, score, "score somebody else's embeddings: no media, no training; the result is a row of reports")
+    q.add_argument('file', nargs='+', metavar='FILE',
+                   help='.npz, .parquet or .csv with named voice and face vectors: one file, or one for each')
+    q.add_argument('--lists', metavar='FOLDER', help='score on published trials; needs --meta')
+    q.add_argument('--meta', metavar='vox1_meta.csv', help='metadata of the people of the lists')
+    q.add_argument('--corpus', help=f'draw trials from the test identities of a {CORPUS}')
+    q.add_argument('--split', default='test', help='with --corpus: other identities, e.g. valid (default: test)')
+    q.add_argument('--trials', metavar='TABLE', help='.csv or .parquet with columns voice, face, label')
+    q.add_argument('--run', help=f'where to write; {RUN} (default: the name of FILE)')
+    q.add_argument('--name', help='the row in tables (default: the name of the run)')
+    q.add_argument('--seed', type=int, help='training seed of the vectors, for merging and pairing by seed')
+    q.add_argument('--strict', action='store_true', help='media without a vector are an error')
+    q.add_argument('--set', **MANY, help='a field of ProtocolConfig, e.g. replicates=2000; may be repeated')
+
+
 def sweep(a, s):
     from vfassoc.experiments.sweeps import OK, load_grid, run_grid
     from vfassoc.training.run import run_path
@@ -585,8 +612,8 @@ def _add_demo(sub):
 
 # one per command, in the order of `--help`
 ADDERS = (_add_synthesize, _add_prepare, _add_ingest, _add_voxceleb1, _add_vectors, _add_import, _add_twin, _add_pack,
-          _add_extract, _add_train, _add_flops, _add_evaluate, _add_trials, _add_submit, _add_check_submission,
-          _add_sweep, _add_tune, _add_check, _add_report, _add_results, _add_demo)
+          _add_extract, _add_train, _add_flops, _add_evaluate, _add_score, _add_trials, _add_submit,
+          _add_check_submission, _add_sweep, _add_tune, _add_check, _add_report, _add_results, _add_demo)
 
 
 def parser():
@@ -606,7 +633,7 @@ def parser():
 
 PATHS = ('corpus', 'output', 'run', 'recipe', 'grid', 'encoder', 'name', 'folder', 'tables', 'index', 'meta', 'lists',
          'table', 'people', 'truth', 'file', 'settings', 'model', 'query', 'media', 'gallery', 'voice',
-         'face') # arguments that are names or paths
+         'face', 'trials') # arguments that are names or paths
 
 
 def check_text(a):

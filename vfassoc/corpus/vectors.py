@@ -7,7 +7,7 @@ __all__ = ['FIELDS', 'read_vectors', 'VectorConfig', 'split_identities', 'find_d
            'finish_vectors', 'write_vectors', 'vectors_path', 'load_vectors']
 
 # %% ../../nbs/01_corpus/09_vectors.ipynb #1364a3b5
-import shutil
+import csv, shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,17 +43,21 @@ def _from_paths(
     names = {2: ['identity', 'item'], 3: ['identity', 'video', 'item'], 4: ['identity', 'language', 'video', 'item']}
     return pd.DataFrame(parts, columns=names[widths.pop()], dtype=str)
 
+def _without_path(t:pd.DataFrame, where:str) -> pd.DataFrame:
+    "Read identity, video and item from the column `path` if there is no column identity; drop it."
+    if 'path' not in t: return t
+    return t.drop(columns='path') if 'identity' in t else _from_paths(t.path, where)
+
 def _from_npz(path:Path) -> dict:
     "Read the arrays of an archive."
     found = {}
     with np.load(path, allow_pickle=False) as z:
         for m in MODALITIES:
             if m not in z: continue
-            columns = {c: z[f'{m}_{c}'] for c in FIELDS if f'{m}_{c}' in z}
+            columns = {c: z[f'{m}_{c}'] for c in (*FIELDS, 'path') if f'{m}_{c}' in z}
             if bad := next((c for c, x in columns.items() if x.ndim != 1), None):
                 raise CorpusError(f'{path}: {m}_{bad} has shape {columns[bad].shape}; give one entry for each vector')
             table = pd.DataFrame({c: x.astype(str) for c, x in columns.items()})
-            if 'identity' not in columns and f'{m}_path' in z: table = _from_paths(z[f'{m}_path'], f'{path}: {m}_path')
             found[m] = z[m], table
     return found
 
@@ -65,9 +69,18 @@ def _stack(path:Path, vectors:pd.Series) -> np.ndarray: # (n, d)
                           f'{widths.mode()[0]}; give all vectors of a modality one width')
     return np.stack(vectors.to_numpy())
 
+def _read_csv(path:Path) -> pd.DataFrame:
+    "Read a table of texts; columns with a number for a name are numbers, or texts if one entry is no number."
+    with open(path, encoding='utf-8-sig', newline='') as f: head = next(csv.reader(f), [])
+    texts = {c: str for c in head if not c.strip().isdigit()}
+    kinds = texts | {c: np.float32 for c in head if c not in texts}
+    empty = {c: [''] for c in head if c not in texts}
+    try: return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=empty)
+    except ValueError: return pd.read_csv(path, dtype=str, keep_default_na=False)
+
 def _from_table(path:Path) -> dict:
     "Read a table of rows, of one modality or of both."
-    d = pd.read_parquet(path) if path.suffix == '.parquet' else pd.read_csv(path, dtype=str, keep_default_na=False)
+    d = pd.read_parquet(path) if path.suffix == '.parquet' else _read_csv(path)
     d.columns = [str(c).strip() for c in d.columns]
     of_name = next((m for m in MODALITIES if path.stem.lower().startswith(m)), None)
     kind = d['modality'].astype(str) if 'modality' in d else pd.Series(of_name or '', d.index)
@@ -85,11 +98,12 @@ def _from_table(path:Path) -> dict:
         else:
             part = mine[numbers].replace('', np.nan).apply(pd.to_numeric, errors='coerce')
             x = part.loc[:, part.notna().any()].to_numpy(np.float32)
-        found[m] = x, mine[[c for c in FIELDS if c in mine]].astype(str).reset_index(drop=True)
+        found[m] = x, mine[[c for c in (*FIELDS, 'path') if c in mine]].astype(str).reset_index(drop=True)
     return found
 
 def read_vectors(
     *paths:str|Path, # .npz, .parquet or .csv: one file with both modalities, or one of each
+    keep_path:bool=False, # keep the column `path`; else only the identity, video and item that it names
 ) -> dict[str, tuple[np.ndarray, pd.DataFrame]]: # modality -> vectors (n, d), and a table of n rows
     "Read vectors and their metadata. Raises `CorpusError` for an unreadable table, and if a modality is missing."
     found = {}
@@ -98,6 +112,7 @@ def read_vectors(
         if read is None: raise CorpusError(f'{path}: is no .npz, .parquet or .csv; convert it to one of them')
         try:
             with readable(path): new = read(path)
+            if not keep_path: new = {m: (x, _without_path(t, f'{path}: {m}_path')) for m, (x, t) in new.items()}
         except CorpusError: raise
         except Exception as e: # damaged bytes make zipfile, pyarrow and pandas raise many types
             raise CorpusError(f'{path}: cannot be read ({type(e).__name__}: {" ".join(str(e).split())[:80]}); '
