@@ -159,7 +159,7 @@ def test_what_the_file_lacks_is_counted_and_named(home, tmp_path):
     account = {a['list']: a for a in read_json(tmp_path/'r/lists.json')['account']}
     assert 0 < account['veriflist_test_random_unseenunheard.txt']['used'] < account[
         'veriflist_test_random_unseenunheard.txt']['lines']
-    with pytest.raises(CorpusError, match='cannot be used'):
+    with pytest.raises(CorpusError, match=r'line [0-9]+: '):
         score(tmp_path/'s', *args, changes=FEW, strict=True, quiet=True)
 
 
@@ -206,7 +206,7 @@ def test_pairs_with_and_without_identities(home, tmp_path):
     for kw in (dict(trials=tmp_path/'named.csv'), dict(trials=tmp_path/'pairs.csv', metadata=root/'vox1_meta.csv')):
         r = score(tmp_path/'r', root/'theirs.npz', changes=FEW, quiet=True, **kw)
         assert r.table.low.notna().all() and (r.table.low <= r.table.value).all()
-    with pytest.raises(RunError, match='different corpora'):
+    with pytest.raises(RunError, match='cid: '):
         score(tmp_path/'s', root/'theirs.npz', trials=tmp_path/'pairs.csv', changes=FEW, quiet=True)
         run_table([tmp_path/'r', make_run(tmp_path/'cid', tmp_path/'corpus')])
 
@@ -251,7 +251,7 @@ def test_the_row_is_that_of_a_run_and_is_compared_by_seed(beside, capsys):
     _, html = run_report(ROOT/'nbs/reports/compare.ipynb', home/'compare', dict(
         grid=str(grid), runs=[str(r) for r in rows], figures=str(home/'figures')), quiet=True)
     assert 'Theirs (3 seeds)' in html.read_text()
-    with pytest.raises(RunError, match='holds a trained run'):
+    with pytest.raises(RunError, match='seed0: '):
         score(grid/'v0/seed0', home/'theirs0.npz', corpus=str(home/'data/fake'))
 
 
