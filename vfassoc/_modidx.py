@@ -846,6 +846,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'vfassoc/evaluation/score.py'),
                                           'vfassoc.evaluation.score._pair_tables': ( '09_evaluation/score.html#_pair_tables',
                                                                                      'vfassoc/evaluation/score.py'),
+                                          'vfassoc.evaluation.score._scored': ( '09_evaluation/score.html#_scored',
+                                                                                'vfassoc/evaluation/score.py'),
                                           'vfassoc.evaluation.score._way': ('09_evaluation/score.html#_way', 'vfassoc/evaluation/score.py'),
                                           'vfassoc.evaluation.score.on_corpus': ( '09_evaluation/score.html#on_corpus',
                                                                                   'vfassoc/evaluation/score.py'),

@@ -151,6 +151,17 @@ def _way(lists, metadata, corpus, trials):
     if lists and not metadata: raise ConfigError('score: --lists needs --meta vox1_meta.csv')
     if corpus and metadata: raise ConfigError('score: --meta belongs to --lists or --trials; a corpus has its own')
 
+def _scored(where, found, cfg, lists, metadata, manifest, split, trials, strict, quiet):
+    "Return the result, what is written beside it (account of the lists, or embeddings), and the stamp."
+    if lists:
+        stamp = dict(folder=str(Path(lists).absolute()), metadata=str(metadata))
+        return *on_lists(where, found, lists, metadata, cfg, strict, quiet), stamp
+    if manifest is not None:
+        stamp = dict(corpus=str(manifest.root), corpus_hash=manifest.hash, split=split)
+        return *on_corpus(where, found, manifest, split, cfg, strict, quiet), stamp
+    stamp = dict(corpus_hash=_origin([trials])[0]['sha256'], trials=str(Path(trials).absolute()))
+    return *on_pairs(where, found, trials, cfg, metadata, strict, quiet), stamp
+
 @claims('path')
 def score(
     path:str|Path, # the row's folder: new, or that of an earlier call
@@ -174,22 +185,14 @@ def score(
     where = abbreviate(Path(p).name for p in files)
     cfg = lists_protocol(changes, 'score') if lists else from_dict(ProtocolConfig, changes or {}, 'score')
     m = open_corpus(corpus, settings) if corpus else None
-    found, account, stamp = read_embeddings(*files), None, dict(protocol=to_dict(cfg))
-    if lists:
-        result, account = on_lists(where, found, lists, metadata, cfg, strict, quiet)
-        stamp |= dict(folder=str(Path(lists).absolute()), metadata=str(metadata))
-    elif corpus:
-        result, emb = on_corpus(where, found, m, split, cfg, strict, quiet)
-        stamp |= dict(corpus=str(m.root), corpus_hash=m.hash, split=split)
-    else:
-        result, emb = on_pairs(where, found, trials, cfg, metadata, strict, quiet)
-        stamp |= dict(corpus_hash=_origin([trials])[0]['sha256'], trials=str(Path(trials).absolute()))
+    found = read_embeddings(*files)
+    result, beside, stamp = _scored(where, found, cfg, lists, metadata, m, split, trials, strict, quiet)
     about = dict(name=name or run.path.name, dim=int(found['voice'][0].shape[1]), train=dict(seed=seed))
     write_json(run.config, about)
     write_json(run.path/'scored.json', dict(about, files=_origin(files)))
-    if account is not None: write_listed(run, result, account)
+    if lists: write_listed(run, result, beside)
     else:
-        save_embeddings(run, emb)
+        save_embeddings(run, beside)
         write_result(run, result)
-    run.stamp(**{'listed' if lists else 'evaluated': stamp}, seed=seed)
+    run.stamp(**{'listed' if lists else 'evaluated': dict(stamp, protocol=to_dict(cfg))}, seed=seed)
     return result
