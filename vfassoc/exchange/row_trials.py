@@ -6,7 +6,7 @@
 __all__ = ['ANONYMOUS', 'media_tables', 'trials_of', 'score_table', 'RowScores', 'embed_table', 'score_tables',
            'evaluate_on_tables', 'tables_text']
 
-# %% ../../nbs/13_exchange/08_row_trials.ipynb #1c60e79c
+# %% ../../nbs/13_exchange/08_row_trials.ipynb #a1ebf72a
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .feature_csv import row_videos
 from .trial_tables import TrialTable, read_trials
 from ..training.run import load_run
 
-# %% ../../nbs/13_exchange/08_row_trials.ipynb #589c95ce
+# %% ../../nbs/13_exchange/08_row_trials.ipynb #f5474b34
 def media_tables(
     table:TrialTable, # of n rows
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # voices and faces, n rows each
@@ -55,8 +55,9 @@ def trials_of(
     order = np.argsort(~mine, axis=1, kind='stable')
     return Matching('v2f', 'U', probe, np.take_along_axis(rows, order, 1))
 
-# %% ../../nbs/13_exchange/08_row_trials.ipynb #c31276eb
-ANONYMOUS = 'identities are not known: the interval draws rows, and is too narrow where a person has many trials'
+# %% ../../nbs/13_exchange/08_row_trials.ipynb #42ddabfb
+ANONYMOUS = ('identities are not known: the interval draws rows, and is too narrow where a person has many trials; '
+             'whether they were trained on cannot be checked')
 
 def _anonymous(table, scores, cfg):
     "Return the records of an anonymous verification table."
@@ -99,7 +100,7 @@ class RowScores:
         if not np.array_equal(voice, face): raise ScoreError('row scores: only the pairs of a row have a score')
         return self.scores[voice]
 
-# %% ../../nbs/13_exchange/08_row_trials.ipynb #b6f1e051
+# %% ../../nbs/13_exchange/08_row_trials.ipynb #2077b2e5
 def embed_table(
     model, # a `VoiceFaceModel` in eval mode
     table:TrialTable, # vectors of the widths that its encoders take
