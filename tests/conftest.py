@@ -1,8 +1,11 @@
-"What all tests share: an order of files that keeps two workers busy, and a grid that is trained once for all of them."
+"""What all tests share: an order of files that keeps two workers busy, what is made once for all of them, and processes
+that start at once (clean_process.py)."""
 import shutil, signal
 
 import pytest
 from filelock import FileLock
+
+from clean_process import launch_kernel
 
 # begun first; the others follow in their order
 LONGEST = ['test_voxceleb', 'test_faa', 'test_cmpc_reports', 'test_reports', 'test_book', 'test_grid', 'test_wheel',
@@ -29,6 +32,12 @@ def once(request, tmp_path_factory, name, make):
             make(folder)
             folder.with_suffix('.made').touch()
     return folder
+
+
+@pytest.fixture
+def warm_kernels(monkeypatch):
+    "Reports of this test run in kernels that are forked from a process which has imported the library."
+    monkeypatch.setattr('jupyter_client.provisioning.local_provisioner.launch_kernel', launch_kernel)
 
 
 @pytest.fixture(scope='session')

@@ -669,7 +669,7 @@ MUTANTS = [
            'x.std(ddof=1)', 'x.std(ddof=0)',
            'test_seed_interval'),
     Mutant('metrics', 'seeds: a normal interval',
-           'student_t.ppf((1 + level)/2, len(x) - 1)', 'student_t.ppf((1 + level)/2, 10**9)',
+           'stdtrit(len(x) - 1, (1 + level)/2)', 'stdtrit(10**9, (1 + level)/2)',
            'test_seed_interval'),
 
     Mutant('trials', 'impostors of any gender',

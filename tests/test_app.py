@@ -1,8 +1,10 @@
 "The page in a real browser: files dropped, faces ranked; no request leaves this machine; large bodies are refused."
-import http.client, os, shutil, signal, subprocess, sys
+import http.client, os, shutil, signal
 from urllib.parse import urlparse
 
 import pytest
+
+from clean_process import Another, command
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 pytest.importorskip('gradio', reason="Gradio is not installed (pip install 'vfassoc[app]')")
@@ -10,14 +12,13 @@ pytest.importorskip('gradio', reason="Gradio is not installed (pip install 'vfas
 
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
-    "Address of the page of the demo model, and its process."
-    env = {**os.environ, 'no_proxy': '127.0.0.1,localhost', 'OMP_NUM_THREADS': '1'}
-    p = subprocess.Popen([sys.executable, '-m', 'vfassoc', 'app', '--port', '0'], stdout=subprocess.PIPE, text=True,
-                         env=env, cwd=tmp_path_factory.mktemp('page'))
-    address = p.stdout.readline().strip()
-    yield address, p
-    p.send_signal(signal.SIGINT)
-    assert p.wait(30) in (0, 130)
+    "Address of the page of the demo model."
+    folder = tmp_path_factory.mktemp('page')
+    p = Another(folder, command, 'app', '--port', '0', cwd=folder, no_proxy='127.0.0.1,localhost', OMP_NUM_THREADS='1')
+    p.until(lambda: 'http' in p.said and p.said.endswith('\n'))
+    yield next(line for line in p.said.splitlines() if line.startswith('http')).strip()
+    os.kill(p.p.pid, signal.SIGINT)
+    assert p.end(30) in (0, 130)
 
 
 @pytest.fixture(scope='module')
@@ -38,14 +39,14 @@ def ask(address, method='GET', body=None, **headers):
 
 
 def test_the_page_listens_on_this_machine_only(page):
-    assert urlparse(page[0]).hostname == '127.0.0.1'
-    status, headers = ask(page[0])
+    assert urlparse(page).hostname == '127.0.0.1'
+    status, headers = ask(page)
     assert status == 200 and "default-src 'self'" in headers['content-security-policy']
-    assert ask(page[0], Host='elsewhere.example')[0] == 400
+    assert ask(page, Host='elsewhere.example')[0] == 400
 
 
 def test_two_gigabytes_are_refused_before_they_are_read(page):
-    assert ask(page[0], 'POST', Content_Length='2000000000')[0] == 413
+    assert ask(page, 'POST', Content_Length='2000000000')[0] == 413
 
 
 @pytest.mark.skipif(not CHROMIUM, reason='no Chromium on this machine (Debian: apt-get install chromium)')
@@ -57,7 +58,7 @@ def test_from_upload_to_ranking_in_a_browser(page, drawn, tmp_path):
         browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
         tab = browser.new_page(viewport={'width': 1200, 'height': 1100})
         tab.on('request', lambda r: asked.append(r.url))
-        tab.goto(page[0])
+        tab.goto(page)
         tab.get_by_role('button', name='Rank the faces').click() # nothing is there yet
         tab.get_by_text('voice: nothing is there').first.wait_for()
         tab.locator('#voice input[type=file]').set_input_files(voices[0])
@@ -81,6 +82,6 @@ def test_from_upload_to_ranking_in_a_browser(page, drawn, tmp_path):
 
 def test_a_taken_port_is_one_line(page, capsys):
     from vfassoc.cli import main
-    assert main(['app', '--port', str(urlparse(page[0]).port)]) == 2
+    assert main(['app', '--port', str(urlparse(page).port)]) == 2
     err = capsys.readouterr().err
-    assert str(urlparse(page[0]).port) in err and err.count('\n') == 1
+    assert str(urlparse(page).port) in err and err.count('\n') == 1

@@ -1,5 +1,5 @@
 "The command line: the main job at tiny scale, and one line for what cannot be done."
-import json, re, subprocess, sys
+import json, re
 
 import pandas as pd
 import pytest
@@ -91,8 +91,9 @@ def test_show_prints_the_recipe_and_trains_nothing(settings, capsys):
     assert code == 0 and json.loads(out)['train']['total_samples'] == 3_200_000 and not (settings/'runs').exists()
 
 
-def test_help_answers_the_first_question():
-    r = subprocess.run([sys.executable, '-m', 'vfassoc', '--help'], capture_output=True, text=True, timeout=120)
-    assert r.returncode == 0 and 'New here?' in r.stdout
+def test_help_answers_the_first_question(capsys):
+    with pytest.raises(SystemExit) as e: main(['--help'])
+    out = capsys.readouterr().out
+    assert not e.value.code and 'New here?' in out
     for command in ('synthesize', 'prepare', 'train', 'evaluate', 'report', 'demo'):
-        assert re.search(rf'^    {command} ', r.stdout, re.M)
+        assert re.search(rf'^    {command} ', out, re.M)

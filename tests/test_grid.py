@@ -1,9 +1,10 @@
 "Grids: interrupted, extended, failing, in several processes, by Dask; low shots that start from another run."
-import dataclasses, inspect, json, os, shutil, signal, subprocess, sys
+import dataclasses, inspect, json, os, shutil, signal
 
 import pytest
 from safetensors.torch import load_file
 
+from clean_process import Another, command, dask_cluster
 from tiny_grid import VARIANTS, here, ini, tiny
 from vfassoc.cli import main
 from vfassoc.core import ConfigError, CorpusError, RunError, read_json, to_dict, write_json
@@ -28,23 +29,21 @@ def copied(cmpc_grid, folder):
     return folder/'runs/g', dataclasses.replace(here(folder), data=here(cmpc_grid).data)
 
 
-def test_an_interrupted_command_goes_on_and_skips_what_is_done(tmp_path):
-    "SIGKILL of the whole group after the first cell: the next command trains the rest and leaves the first unchanged."
+def test_an_interrupted_command_goes_on_and_skips_what_is_done(tmp_path, monkeypatch, capsys):
+    "SIGKILL inside the second cell: the next command trains the rest and leaves the first unchanged."
     (tmp_path/'g.json').write_text(json.dumps(to_dict(tiny(('CID', 'CMPC')))))
-    env = {**os.environ, 'VFASSOC_SETTINGS': str(ini(tmp_path)), 'OMP_NUM_THREADS': '1'}
-    call = [sys.executable, '-m', 'vfassoc', 'sweep', str(tmp_path/'g.json'), '--jobs', '2', '--set', 'seeds=[0, 1]']
-    p = subprocess.Popen(call, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                         start_new_session=True)
-    assert 'done' in p.stdout.readline()
-    os.killpg(p.pid, signal.SIGKILL)
-    p.wait()
+    monkeypatch.setenv('VFASSOC_SETTINGS', str(ini(tmp_path)))
+    words = ['sweep', str(tmp_path/'g.json'), '--run', str(tmp_path/'runs/g'), '--jobs', '1', '--set', 'seeds=[0, 1]']
+    p = Another(tmp_path, command, *words, cwd=tmp_path)
+    p.until(lambda: len([*(tmp_path/'runs/g').rglob('config.json')]) == 2)
+    os.killpg(p.p.pid, signal.SIGKILL)
+    assert p.end() == -signal.SIGKILL and 'done' in p.said
     finished = [m for m in (tmp_path/'runs/g').rglob('metrics.json')]
     assert 1 <= len(finished) < 4, 'killed too late to show anything'
     before = {f.parent: (f.parent/'checkpoints/last.safetensors').read_bytes() for f in finished}
-    out = subprocess.run([*call[:-3], '1', *call[-2:]], env=env, cwd=tmp_path, capture_output=True, text=True,
-                         timeout=300)
-    assert out.returncode == 0 and '4 of 4 cells finished' in out.stdout and out.stdout.count('finished before') >= len(
-        finished), out.stderr[-2000:]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert '4 of 4 cells finished' in out and out.count('finished before') >= len(finished)
     assert all((run/'checkpoints/last.safetensors').read_bytes() == b for run, b in before.items())
     assert len(grid_runs(tmp_path/'runs/g')) == 4
 
@@ -59,8 +58,8 @@ def test_parallel_cells_equal_cells_one_by_one(cmpc_grid, tmp_path):
 
 
 def test_dask_hands_out_the_cells(tmp_path):
-    distributed = pytest.importorskip('distributed')
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    pytest.importorskip('distributed')
+    with dask_cluster() as cluster:
         t = run_grid(tiny(('CID', 'CMPC')), tmp_path/'runs'/'g', here(tmp_path), jobs=2,
                      scheduler=cluster.scheduler_address, say=lambda line: None)
     assert set(t.result) == {'done'} and len(grid_runs(tmp_path/'runs/g')) == 2

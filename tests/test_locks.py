@@ -8,9 +8,8 @@ import torch
 
 import toy
 import vfassoc.core as core
-from clean_process import CONTEXT, _enter
+from clean_process import Another, command
 from tiny_grid import SYNTH, here, ini, tiny
-from vfassoc.cli import main
 from vfassoc.core import ConfigError, RunError, atomic_path, claim, occupied, sweep, temporary, to_dict
 from vfassoc.corpus.manifest import load_or_scan
 from vfassoc.corpus.packed import pack
@@ -25,35 +24,6 @@ from vfassoc.training.checkpoint import save_tensors
 from vfassoc.training.extract import cache_features
 from vfassoc.training.recipes import load_recipe
 from vfassoc.training.run import train
-
-
-class Another:
-    "A command in a process of its own; what it prints is in `said`."
-    def __init__(self, folder, fn, *args, **env):
-        self.file = folder/f'said-{time.monotonic_ns()}.txt'
-        env = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', **env}
-        self.p = CONTEXT.Process(target=_enter, args=(fn, args, env, str(self.file)))
-        self.p.start()
-
-    @property
-    def said(self): return self.file.read_text() if self.file.exists() else ''
-
-    def until(self, ready, seconds=120):
-        "Wait until `ready()`; an end before that is a failure."
-        end = time.monotonic() + seconds
-        while not ready():
-            assert self.p.is_alive() and time.monotonic() < end, self.said[-3000:]
-            time.sleep(.05)
-
-    def end(self, seconds=120):
-        "Its exit status."
-        self.p.join(seconds)
-        self.p.kill()
-        self.p.join()
-        return self.p.exitcode
-
-
-def command(*args): raise SystemExit(main([str(a) for a in args]))
 
 
 def children(pid):

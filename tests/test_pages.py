@@ -10,6 +10,8 @@ from vfassoc.core import ConfigError, read_json, write_json
 from vfassoc.experiments import runner, tables
 from vfassoc.experiments.runner import run_report
 
+pytestmark = pytest.mark.usefixtures('warm_kernels')
+
 def text_of(html:str) -> str: return ' '.join(BeautifulSoup(html, 'html.parser').get_text(' ').split())
 
 def shows(html:str, name:str, times:int=1) -> bool:

@@ -13,6 +13,7 @@ from vfassoc.experiments.comparison import paired_differences
 from vfassoc.experiments.runner import declared, find_report, parse_parameters, run_report
 
 EVALUATE = ROOT/'nbs'/'reports'/'evaluate.ipynb'
+pytestmark = pytest.mark.usefixtures('warm_kernels') # but for the fixture `made`, whose kernel is a new interpreter
 
 def report(path, *cells, parameters="text = 'x'\nn = 1\nrate = 0.5\nflag = True\nnames = []", marked=1, markdown=None):
     new = nbformat.v4

@@ -14,6 +14,8 @@ from vfassoc.experiments.comparison import paired_differences
 from vfassoc.experiments.results import read_fragment, render_results
 from vfassoc.experiments.runner import run_report
 
+pytestmark = pytest.mark.usefixtures('warm_kernels')
+
 
 def test_one_command_renders_the_page(cmpc_grid, tmp_path, monkeypatch, capsys):
     "On the tiny grid, whose runs are finished: sweep, reports, page, figures, all by the command."

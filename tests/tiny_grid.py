@@ -37,10 +37,10 @@ def ini(folder):
     return path
 
 
-def finished(plan, folder):
+def finished(plan, folder, jobs=2):
     "The folder, in which a grid has run to its end as `runs/g`."
     ini(folder)
-    t = run_grid(plan, folder/'runs'/'g', here(folder), jobs=2, say=lambda line: None)
+    t = run_grid(plan, folder/'runs'/'g', here(folder), jobs=jobs, say=lambda line: None)
     assert set(t.result) == {'done'}, t.result.tolist()
     return folder
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Callable, NamedTuple
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from ..core import rng_for
 from .metrics import Ranking, ScoreError, _candidates, _checked_scores, _counts, _crossing, _right
@@ -162,5 +162,5 @@ def seed_interval(
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
         raise ScoreError(f'seeds: the values are {values!r}; give a list of one finite value per seed')
     if len(x) == 1: return Interval(float(x[0]), np.nan, np.nan)
-    half = float(student_t.ppf((1 + level)/2, len(x) - 1)*x.std(ddof=1)/len(x)**.5)
+    half = float(stdtrit(len(x) - 1, (1 + level)/2)*x.std(ddof=1)/len(x)**.5)
     return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from ..evaluation.metrics import auc, roc as roc_points
 
@@ -47,7 +47,7 @@ def binormal_roc(
     fpr:np.ndarray, # (n,) false positive rates
 ) -> np.ndarray: # (n,) true positive rates
     "Return the ROC curve of two Gaussians of equal variance with the given area."
-    return norm.cdf(np.sqrt(2)*norm.ppf(area) + norm.ppf(fpr))
+    return ndtr(np.sqrt(2)*ndtri(area) + ndtri(fpr))
 
 def roc(
     curves:dict[str,tuple], # name -> (labels (n,) 0 or 1, scores (n,))

@@ -8,13 +8,13 @@ __all__ = ['resnet34_tower', 'Block', 'small_tower']
 # %% ../../nbs/04_models/02_cnn.ipynb #fcbcbe32
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet34
 
 # %% ../../nbs/04_models/02_cnn.ipynb #de1ddf74
 def resnet34_tower(
     channels:int, # of the input: 1 for a log-mel, 3 for RGB
 ) -> nn.Module: # (b, channels, h, w) -> (b, 512)
     "Build a ResNet-34 from scratch, without classifier, with a global average pool (CMPC §5.1)."
+    from torchvision.models import resnet34 # here: torchvision takes seconds to import
     net = resnet34(weights=None)
     if channels != 3: net.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode='fan_out', nonlinearity='relu')

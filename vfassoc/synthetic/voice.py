@@ -13,7 +13,6 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.ndimage import convolve1d
-from scipy.signal import lfilter
 
 # %% ../../nbs/03_synthetic/01_voice.ipynb #ccbc9069
 FS = 16000 # Hz, sampling rate
@@ -234,6 +233,7 @@ def _chords(n, rng):
 
 def _babble(n, rng):
     "Synthesize colored noise that swells."
+    from scipy.signal import lfilter # here: it takes half a second to import
     t = np.arange(n)/FS
     swell = 1 + .7*np.sin(2*np.pi*rng.uniform(.3, 1.3)*t + rng.uniform(0, 6.28))
     return lfilter([1], [1, -.9], rng.standard_normal(n))*swell + .5*rng.standard_normal(n)

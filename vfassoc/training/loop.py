@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch._dynamo.exc import BackendCompilerFailed
 
 from ..core import RunError, RunFolder, Terminated, atomic_path, progress, barrier_before_exit, rank_and_world
 from ..methods.base import Method
@@ -191,7 +190,9 @@ class Trainer:
         s, cfg = self.state, self.cfg
         for g in self.opt.param_groups: g['lr'] = lr_at(s.step*cfg.batch_size, cfg)
         try: loss = reduce_rows(*self.model(*(x.to(self.acc.device, non_blocking=True) for x in batch)))
-        except BackendCompilerFailed as e:
+        except RuntimeError as e:
+            from torch._dynamo.exc import BackendCompilerFailed # here: it takes a second to import
+            if not isinstance(e, BackendCompilerFailed): raise
             raise RunError(f'{self.run.path}: torch.compile failed ({" ".join(str(e).split())[:120]}); '
                            'install a C++ compiler, or start a new run with train.compile = false') from e
         self.acc.backward(loss)

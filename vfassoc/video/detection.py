@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 from ..core import ConfigError
 
@@ -133,6 +132,7 @@ def suppress(
     of_smaller:bool=False, # intersection over the smaller box, not over the union
 ) -> Tensor: # (k,) kept rows, best first
     "Drop every box that a better one overlaps, whether that one is kept or not."
+    from torchvision.ops import box_iou # here: torchvision takes seconds to import
     order = scores.argsort(stable=True).flip(0) # of equal scores the last one first, as published
     boxes = boxes[order]
     overlap = _overlap_of_smaller(boxes) if of_smaller else box_iou(boxes, boxes)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.ops import box_iou
 
 from .detection import Faces
 
@@ -87,6 +86,7 @@ class Tracker:
         self.overlap, self.near, self.far, self.tracks, self.step = overlap, near, far, [], 0
 
     def _scores(self, boxes, looks, cut:bool) -> np.ndarray: # (faces, tracks) above 0: may be linked
+        from torchvision.ops import box_iou # here: torchvision takes seconds to import
         iou = box_iou(torch.from_numpy(boxes), torch.from_numpy(np.stack([t.box for t in self.tracks]))).numpy()
         cosine = looks@np.stack([t.look for t in self.tracks]).T
         last = np.array([t.step == self.step - 1 for t in self.tracks]) & (not cut)
