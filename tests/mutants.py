@@ -60,6 +60,7 @@ MODULES = {
                  'exchange/languages.py'],
     'ranges': ['core.py'],
     'tuning': ['experiments/tuning.py'],
+    'calibration': ['inference/calibration.py', 'inference/errors.py'],
 }
 
 
@@ -773,6 +774,19 @@ MUTANTS = [
            'rank < number//2', 'rank < number', 'test_a_missing_face_adds_nothing'),
     Mutant('exchange', 'a key twice is read without a word',
            'if parts[0] in scores: faults', 'if parts[0] in (): faults', 'test_what_would_be_misread_is_refused'),
+    Mutant('calibration', 'positives of one video are counted with the others',
+           '(trials.label == 0) | (trials.positives == positives)', 'trials.label >= 0',
+           'test_the_page_shows_calibration', by='pytest'),
+    Mutant('calibration', 'an accepted pair of one identity is an error',
+           'np.where(y, ~accepted, accepted)', 'np.where(y, accepted, accepted)',
+           'test_the_page_shows_errors_by_group'),
+    Mutant('calibration', 'each group counts all voices',
+           'masks.append(value == g)', "masks.append(value != '')",
+           'test_the_page_shows_errors_by_group'),
+    Mutant('calibration', 'the threshold of a calibrated run is chosen on the test trials',
+           't, rate = Interval(c.threshold, c.threshold_low, c.threshold_high), c.rate',
+           't = threshold_at(trials.label, trials.score, v, f, rate, replicates)',
+           'test_the_page_shows_calibration'),
 ]
 
 

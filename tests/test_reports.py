@@ -1,5 +1,5 @@
 "Reports at tiny scale: errors before, during and after the run of a notebook, and the content of a good page."
-import hashlib, json, re
+import hashlib, json, math, re
 
 import nbformat, numpy as np, pandas as pd, pytest
 from bs4 import BeautifulSoup
@@ -11,6 +11,8 @@ from vfassoc.core import ConfigError, RunError, read_json, write_json
 from vfassoc.experiments import diagnostics as traces, plots, runner, tables, tsne
 from vfassoc.experiments.comparison import paired_differences
 from vfassoc.experiments.runner import declared, find_report, parse_parameters, run_report
+from vfassoc.inference.calibration import Calibration
+from vfassoc.inference.errors import run_errors
 
 EVALUATE = ROOT/'nbs'/'reports'/'evaluate.ipynb'
 pytestmark = pytest.mark.usefixtures('warm_kernels') # but for the fixture `made`, whose kernel is a new interpreter
@@ -237,6 +239,58 @@ def test_page_has_pictures_and_sound(made):
     assert {p.name for p in made[2].iterdir()} == {f'{n}.png' for n in ('verification', 'matching', 'roc', 'scores',
                                                                         'training', 'retrieval-voice-1',
                                                                         'retrieval-face-1')}
+
+def table_under(page, heading):
+    "The first table of a section, as texts."
+    soup = BeautifulSoup(page.read_text(), 'html.parser')
+    rows = next(h for h in soup.find_all('h2') if h.get_text().startswith(heading)).find_next('table').find_all('tr')
+    head, *body = [[c.get_text() for c in r.find_all(['th', 'td'])] for r in rows]
+    return pd.DataFrame(body, columns=head)
+
+@pytest.fixture(scope='module')
+def errors_page(tmp_path_factory):
+    "The report of one run with a calibration and one without; 1 person is enough for a group."
+    d = tmp_path_factory.mktemp('errors')
+    runs = [make_run(d/'runs'/n, d/'corpus', 0, n, 2.) for n in ('calibrated', 'plain')]
+    write_json(runs[0]/'calibration.json', Calibration(6., -1.5, threshold=.3, threshold_low=.2, threshold_high=.4,
+                                                       rate=.02, identities=5, trials=50).table())
+    _, page = run_report(EVALUATE, d/'r', dict(runs=runs, figures=d/'f', examples=0, least=2, rate=.1), quiet=True)
+    return runs, page, d/'f'
+
+def test_the_page_shows_calibration(errors_page):
+    runs, page, figures = errors_page
+    t = table_under(page, 'Calibration').set_index('run')
+    assert t['chosen on'].to_dict() == {'calibrated': 'validation identities', 'plain': 'test trials'}
+    assert t.threshold['calibrated'] == '0.300 [0.200, 0.400]' and t['C_llr, bit']['plain'] == '–'
+    assert t['false-match rate, %'].astype(float).to_dict() == {'calibrated': 2, 'plain': 10}
+    pairs = pd.read_parquet(runs[0]/'trials.parquet').query('task == "verification" and stratum == "U"')
+    pairs = pairs[(pairs.label == 0) | (pairs.positives == 'other_videos')]
+    cost = {k: np.mean([math.log2(1 + math.exp(-sign*(6*s - 1.5))) for s in pairs.score[pairs.label == k]])
+            for k, sign in ((1, 1), (0, -1))}
+    assert t['C_llr, bit']['calibrated'].startswith(f'{(cost[0] + cost[1])/2:.3f} [')
+    assert (figures/'reliability.png').is_file() and 'plain: not calibrated; run' in said(page)
+
+def test_the_page_shows_errors_by_group(errors_page):
+    runs, page, _ = errors_page
+    t = table_under(page, 'Error rates by group').query('run == "calibrated"').set_index('group')
+    assert list(t.index) == ['all', 'gender f', 'gender m', 'nationality India', 'nationality USA']
+    assert t.identities.astype(int).tolist() == [8, 4, 4, 4, 4]
+    pairs = pd.read_parquet(runs[0]/'trials.parquet').query('task == "verification" and stratum == "U"')
+    voices = pd.read_parquet(runs[0]/'embeddings.parquet').query('modality == "voice"')
+    wrong = {0: [], 1: []}
+    for p in pairs.itertuples():
+        if voices.gender.iloc[p.voice] == 'f' and (p.label == 0 or p.positives == 'other_videos'):
+            wrong[p.label].append((p.score > .3) != p.label)
+    for k, name in enumerate(('false matches, %', 'false non-matches, %')):
+        assert t[name]['gender f'].startswith(f'{100*np.mean(wrong[k]):.1f} [')
+
+def test_a_calibration_of_other_weights_is_not_shown(tmp_path, runs):
+    path = make_run(tmp_path/'run', tmp_path/'corpus', 0)
+    (path/'checkpoints').mkdir()
+    (path/'checkpoints'/'best.safetensors').write_bytes(b'other')
+    write_json(path/'calibration.json', Calibration(6., -1.5, weights='abc').table())
+    found = run_errors(path, replicates=20)
+    assert found.bins is None and 'other weights' in found.note and found.rate == .01
 
 def test_roc_curve_agrees_with_the_table(made, runs):
     "The AUC in the legend comes from the trials, the one in the table from metrics.json."
