@@ -1,5 +1,5 @@
 "From videos to a corpus: decoding, detection against the published code, speech, extraction, and the command."
-import importlib.util, io, json, os, shutil
+import importlib.util, io, json, os, shutil, signal, subprocess, sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from test_corpus_bad_input import one_line
 from vfassoc.cli import main
 from vfassoc.core import ConfigError, CorpusError, rng_for
 from vfassoc.corpus.manifest import scan
-from vfassoc.video import detection, ingest as module, speech
+from vfassoc.video import detection, extraction, ingest as module, speech
 from vfassoc.video.decode import MediaError, probe_media, read_frames, read_sound, write_video
 from vfassoc.video.detection import FaceDetector
 from vfassoc.video.extraction import ExtractConfig, extract_video
@@ -157,6 +157,18 @@ def test_what_is_no_video_has_a_reason(tmp_path):
     assert reason(read_frames, tmp_path/'voice.m4a') == 'no picture'
     assert reason(read_sound, tmp_path/'mute.mp4') == 'no sound'
     assert reason(read_frames, tmp_path/'none.mp4') == 'cannot be opened'
+
+
+def test_an_encrypted_film_has_its_own_reason(tmp_path, monkeypatch):
+    "Common encryption of mp4: the header is readable, the packets name a key that nobody gave."
+    key = dict(encryption_scheme='cenc-aes-ctr', encryption_key='76a6c65c5ea762046bd749a2e632ccbb',
+               encryption_kid='a7e61c373e219033c21091fa607bf3b8')
+    real_open = av.open
+    with monkeypatch.context() as patch:
+        patch.setattr(av, 'open', lambda path, mode='r', **kw: real_open(path, mode, options=key))
+        film(tmp_path/'locked.mp4', A)
+    assert probe_media(tmp_path/'locked.mp4').picture
+    assert reason(read_frames, tmp_path/'locked.mp4') == reason(read_sound, tmp_path/'locked.mp4') == 'encrypted'
 
 
 def test_a_film_without_frames_has_a_reason(tmp_path):
@@ -339,10 +351,49 @@ def test_nobody_visible_and_nobody_speaking(tmp_path):
     assert extracted(tmp_path/'quiet.mp4', tmp_path/'none')['segments'] == []
 
 
+def chord(seconds, rate=16_000):
+    "Music without words: three plucked tones a second."
+    t = np.arange(seconds*rate)/rate
+    tones = sum(np.sin(2*np.pi*f*t)*np.exp(-3*(t % (1/3))) for f in (261.6, 329.6, 392.))
+    return (6000*tones).astype(np.int16)
+
+
+def test_music_and_silence_are_counted_apart(tmp_path):
+    "Four seconds of music and two of silence beside one film that is kept."
+    (tmp_path/'in').mkdir()
+    film(tmp_path/'in'/'talk.mp4', A)
+    film(tmp_path/'in'/'music.mkv', B, sound=np.concatenate([chord(4), np.zeros(32_000, np.int16)]))
+    minutes = ingest(tmp_path/'mine', [tmp_path/'in'], workers=1, quiet=True).set_index('reason')
+    record = next(r for r in records(tmp_path/'mine') if r['file'].endswith('music.mkv'))
+    assert record['segments'] == [] and abs(record['silence'] - 2) < .1
+    assert minutes.files['silence'] >= 1 and minutes.files['no speech'] >= 1
+    with pytest.raises(CorpusError) as e: ingest(tmp_path/'no', [tmp_path/'in'/'music.mkv'], workers=1, quiet=True)
+    assert '1 no speech' in one_line(e) and '1 silence' in str(e.value)
+
+
+def test_silence_is_counted_outside_of_segments(tmp_path):
+    "A second of silence, three of a tone, one of silence."
+    x = np.zeros(80_000, np.int16)
+    x[16_000:64_000] = 8000*np.sin(np.arange(48_000)*.17)
+    write_video(tmp_path/'a.mkv', sound=x)
+    sound, found = extraction.find_speech(tmp_path/'a.mkv', tmp_path/'a.raw', ExtractConfig())
+    assert found == [] and sound.silence([]) == pytest.approx(2, abs=.1)
+    assert sound.silence([speech.Segment(0, 2.5, 1)]) == pytest.approx(1, abs=.1)
+
+
+@pytest.mark.parametrize('silence, parts', [(2., {'silence': 2, 'no speech': 3}), (0., {'no speech': 5}),
+                                            (9., {'silence': 5}), (None, {'no speech': 5})])
+def test_minutes_without_speech(silence, parts):
+    r = dict(kind='video', file='a', seconds=5., reason='', segments=[])
+    if silence is not None: r['silence'] = silence
+    found = module.minutes_by_reason([r]).set_index('reason').minutes
+    assert found.to_dict() == {k: round(v/60, 2) for k, v in parts.items()}
+
+
 @real
 def test_the_real_clips_are_kept_whole_with_their_faces(tmp_path):
     minutes = ingest(tmp_path/'real', CLIPS, cfg=IngestConfig(identity='file'), workers=1, quiet=True)
-    assert minutes.set_index('reason').segments['kept'] == 5 and set(minutes.reason) == {'kept', 'no speech'}
+    assert minutes.set_index('reason').segments['kept'] == 5 and set(minutes.reason) <= {'kept', 'no speech', 'silence'}
     table = scan(tmp_path/'real', quiet=True).table
     assert sorted(table.identity.unique()) == [p.stem for p in CLIPS]
     assert (table[table.modality == 'voice'].duration > 2.9).all()
@@ -445,6 +496,69 @@ def test_interrupted_and_continued(videos, corpus, tmp_path):
     assert first in {p.stat().st_mtime_ns for p in (tmp_path/'mine'/'ingest'/'files').glob('*.json')}
     one, two = ({p.read_bytes() for p in root.rglob('*.wav')} for root in (tmp_path/'mine', corpus))
     assert len(one) == 2 and one <= two and (tmp_path/'mine'/'ingest.json').is_file()
+
+
+KILLED = """import os, signal, sys
+from vfassoc.cli import main
+from vfassoc.video import ingest
+settle, count = ingest._settle, []
+def stop(*args):
+    count.append(args)
+    if len(count) == 2: os.kill(os.getpid(), signal.SIGKILL)
+    settle(*args)
+ingest._settle = stop
+main(sys.argv[1:])
+"""
+
+
+def test_killed_and_continued(videos, corpus, tmp_path):
+    "SIGKILL when the second film is cut but not yet in its place: the first is kept, the rest is done."
+    files, places = tmp_path/'mine'/'ingest'/'files', [videos/f'person {A}']
+    words = [sys.executable, '-c', KILLED, 'ingest', str(places[0]), '-o', str(tmp_path/'mine'), '--jobs', '1']
+    killed = subprocess.run(words, cwd=tmp_path, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True)
+    done = list(files.glob('*.json'))
+    assert killed.returncode == -signal.SIGKILL and len(done) == 1, killed.stderr
+    assert list((tmp_path/'mine'/'ingest'/'unfinished').rglob('*.wav')) # of the second film
+    assert not (tmp_path/'mine'/'ingest.json').exists()
+    before = done[0].stat().st_mtime_ns
+    ingest(tmp_path/'mine', places, workers=1, quiet=True)
+    assert done[0].stat().st_mtime_ns == before and len(list(files.glob('*.json'))) == 2
+    one, two = ({p.read_bytes() for p in root.rglob('*.wav')} for root in (tmp_path/'mine', corpus))
+    assert len(one) == 2 and one <= two and (tmp_path/'mine'/'ingest.json').is_file()
+    assert not [p for p in (tmp_path/'mine').rglob('*') if p.name.startswith('.') or p.name == 'unfinished']
+
+
+def sound_file_full(path, x, *args, **kw): SOUNDFILE_WRITE('/dev/full', x, 16_000, format='WAV', subtype='PCM_16')
+
+
+def record_full(path, obj):
+    if 'files' in Path(path).parts[-2:]: raise OSError(28, 'No space left on device')
+    WRITE_JSON(path, obj)
+
+
+SOUNDFILE_WRITE, WRITE_JSON = soundfile.write, module.write_json
+
+
+@pytest.mark.parametrize('where, name, full', [(extraction.soundfile, 'write', sound_file_full),
+                                               (module, 'write_json', record_full)])
+def test_a_full_disk_is_one_line_and_the_work_goes_on_later(videos, corpus, tmp_path, where, name, full):
+    places = [videos/f'person {A}'/'talk 0.mp4']
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, name, full)
+        with pytest.raises(CorpusError) as e: ingest(tmp_path/'mine', places, workers=1, quiet=True)
+    assert 'cannot be written' in one_line(e) and 'free space' in str(e.value)
+    assert not records(tmp_path/'mine') and not list((tmp_path/'mine'/'ingest'/'unfinished').rglob('*.wav'))
+    ingest(tmp_path/'mine', places, workers=1, quiet=True)
+    made = [p.read_bytes() for p in (tmp_path/'mine').rglob('*.wav')]
+    assert len(made) == 1 and made[0] in {p.read_bytes() for p in corpus.rglob('*.wav')}
+
+
+def test_dask_hands_out_the_files(videos, corpus, tmp_path):
+    distributed = pytest.importorskip('distributed')
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        ingest(tmp_path/'mine', [videos/f'person {A}'], workers=2, scheduler=cluster.scheduler_address, quiet=True)
+    one, two = ({p.read_bytes() for p in root.rglob('*.wav')} for root in (tmp_path/'mine', corpus))
+    assert len(one) == 2 and one <= two
 
 
 def test_no_identities_means_nobody_is_tested_on(corpus, videos, tmp_path):

@@ -38,7 +38,8 @@ def extract_recording(
             soundfile.write(folder/'0'/row['files'][0], sound.clip(s.begin, s.end), SAMPLE_RATE, subtype='PCM_16')
         rows.append(row)
     sound.path.unlink()
-    return dict(seconds=round(sound.samples/SAMPLE_RATE, 3), segments=rows, looks=[], stage_seconds={}, notes=[])
+    return dict(seconds=round(sound.samples/SAMPLE_RATE, 3), silence=round(sound.silence(segments), 3), segments=rows,
+                looks=[], stage_seconds={}, notes=[])
 
 # %% ../../nbs/02_video/06_conversion.ipynb #6fb0ecc7
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'AVIF', 'MPO')

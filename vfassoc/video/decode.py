@@ -147,8 +147,13 @@ class Frame:
     image:np.ndarray # (h, w, 3) uint8 RGB, upright, square pixels
     cut:bool # the picture before it was another scene
 
-def _packets(container, stream) -> Iterator: # decoded frames; damaged packets are skipped
-    "Demux and decode one stream."
+def _encrypted(packet) -> bool:
+    "Return whether a packet comes with the name of a key. An older PyAV cannot tell."
+    look = getattr(packet, 'has_sidedata', None)
+    return look is not None and look('encryption_info')
+
+def _packets(path, container, stream) -> Iterator: # decoded frames; damaged packets are skipped
+    "Demux and decode one stream. Raises `MediaError` if it is encrypted."
     packets, damaged = container.demux(stream), 0
     while damaged < 100:
         try: packet = next(packets)
@@ -156,6 +161,7 @@ def _packets(container, stream) -> Iterator: # decoded frames; damaged packets a
         except av.error.FFmpegError: # go on behind it
             packets, damaged = container.demux(stream), damaged + 1
             continue
+        if _encrypted(packet): raise MediaError(path, 'encrypted')
         try: yield from packet.decode()
         except av.error.FFmpegError: continue
 
@@ -191,7 +197,7 @@ def read_frames(
         stream.codec_context.thread_count = 1 # files run in parallel, not threads
         start, before, due, n = _start(c), None, -math.inf, 0
         fps, shape = float(stream.average_rate or 25), float(stream.sample_aspect_ratio or 1)
-        for n, frame in enumerate(_packets(c, stream), 1):
+        for n, frame in enumerate(_packets(path, c, stream), 1):
             time = max(0., frame.time - start if frame.time is not None else (n - 1)/fps)
             now = _thumbnail(frame)
             cut = before is not None and float(np.abs(now - before).mean()) > jump
@@ -232,7 +238,7 @@ def read_sound(
     with open_media(path) as c:
         if (stream := _sound(c)) is None: raise MediaError(path, 'no sound')
         stream.codec_context.thread_count, empty = 1, True
-        for x in _placed(_packets(c, stream), _start(c)):
+        for x in _placed(_packets(path, c, stream), _start(c)):
             for part in np.split(x, range(size - have, len(x), size)) if have + len(x) > size else [x]:
                 kept.append(part)
                 have += len(part)

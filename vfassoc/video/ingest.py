@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from soundfile import LibsndfileError
 
 from ..core import (CorpusError, Fraction, Seed, atomic_path, check_field, claim, claims, config, occupied,
                           printable, progress, read_table, rng_for, write_json)
@@ -190,9 +191,9 @@ def _process(source:Source, identity:str|None, out:Path, cfg:IngestConfig, alone
             _settle(source, identity, folder, out, record)
         record['stage_seconds']['all'] = time.perf_counter() - begin
         write_json(_record_path(out, source.key), record)
-    except OSError as e:
-        raise CorpusError(f'{out}: the corpus cannot be written ({e.strerror or e}) at {source.name}; free space, then '
-                          'run again: finished files are kept') from None
+    except (OSError, LibsndfileError) as e:
+        raise CorpusError(f'{out}: the corpus cannot be written ({getattr(e, "strerror", None) or e}) at {source.name}; '
+                          'free space, then run again: finished files are kept') from None
     finally: shutil.rmtree(folder, ignore_errors=True)
     return record
 
@@ -200,7 +201,7 @@ def _process(source:Source, identity:str|None, out:Path, cfg:IngestConfig, alone
 def minutes_by_reason(
     records:list[dict], # of all files
 ) -> pd.DataFrame: # reason, files, segments, minutes; kept first, then by minutes
-    "Account for every minute: kept, dropped with a reason, or without speech."
+    "Account for every minute: kept, dropped with a reason, silent, or sound without speech (music, noise)."
     rows = defaultdict(lambda: [set(), 0, 0.])
     def add(why, file, segments, seconds):
         rows[why][0].add(file)
@@ -211,7 +212,12 @@ def minutes_by_reason(
             add(r['reason'], r['file'], 0, r['seconds'])
             continue
         spoken = sum(s['end'] - s['begin'] for s in r['segments'])
-        if r['kind'] != 'image': add('no speech', r['file'], 0, max(0., r['seconds'] - spoken))
+        if r['kind'] != 'image':
+            rest = max(0., r['seconds'] - spoken)
+            silence = min(r.get('silence', 0.), rest) # records of old corpora have none
+            parts = [('silence', silence), ('no speech', rest - silence)]
+            found = [part for part in parts if part[1] > .05] or parts[1:]*(not r['segments'])
+            for why, t in found: add(why, r['file'], 0, t)
         for s in r['segments']: add(s['dropped'] or 'kept', r['file'], 1, s['end'] - s['begin'])
     table = pd.DataFrame([(why, len(f), n, round(t/60, 2)) for why, (f, n, t) in rows.items()],
                          columns=['reason', 'files', 'segments', 'minutes'])
