@@ -192,8 +192,9 @@ def _process(source:Source, identity:str|None, out:Path, cfg:IngestConfig, alone
         record['stage_seconds']['all'] = time.perf_counter() - begin
         write_json(_record_path(out, source.key), record)
     except (OSError, LibsndfileError) as e:
-        raise CorpusError(f'{out}: the corpus cannot be written ({getattr(e, "strerror", None) or e}) at {source.name}; '
-                          'free space, then run again: finished files are kept') from None
+        why = getattr(e, 'strerror', None) or e
+        raise CorpusError(f'{out}: the corpus cannot be written ({why}) at {source.name}; free space, then run again: '
+                          'finished files are kept') from None
     finally: shutil.rmtree(folder, ignore_errors=True)
     return record
 
