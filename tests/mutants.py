@@ -61,6 +61,8 @@ MODULES = {
     'ranges': ['core.py'],
     'tuning': ['experiments/tuning.py'],
     'calibration': ['inference/calibration.py', 'inference/errors.py'],
+    'asking': ['inference/matcher.py', 'inference/onnx.py', 'inference/queries.py'],
+    'ingest': ['video/decode.py', 'video/extraction.py', 'video/ingest.py'],
 }
 
 
@@ -787,6 +789,33 @@ MUTANTS = [
            't, rate = Interval(c.threshold, c.threshold_low, c.threshold_high), c.rate',
            't = threshold_at(trials.label, trials.score, v, f, rate, replicates)',
            'test_the_page_shows_calibration'),
+    Mutant('asking', 'the shortlist stays in the order of the cosine',
+           'order = np.lexsort((rows, -score))[:top]', 'order = np.arange(len(rows))[:top]',
+           'test_search_orders_the_shortlist_of_the_cosine_by_the_fused_score', by='pytest'),
+    Mutant('asking', 'the shortlist is the whole index',
+           'max(top, shortlist)', 'len(index)',
+           'test_search_orders_the_shortlist_of_the_cosine_by_the_fused_score', by='pytest'),
+    Mutant('asking', 'a face that asks is scored as a voice',
+           'self.scores(near, z)[:, 0]', 'self.scores(z, near)[0]',
+           'test_a_face_asks_an_index_of_voices', by='pytest'),
+    Mutant('asking', 'the exported spectrum turns the wrong way between its two sums',
+           'turn_re=ct, turn_im=-st', 'turn_re=ct, turn_im=st',
+           'test_onnx_files_give_the_vectors_of_the_model'),
+    Mutant('asking', 'frequencies that the exported spectrum has twice count twice',
+           'bands.double().cpu()[k]*first[:, None]', 'bands.double().cpu()[k]',
+           'test_onnx_files_give_the_vectors_of_the_model'),
+    Mutant('asking', 'a large JPEG is decoded smaller than the crop',
+           'im.draft(None, (2*side, 2*side))', 'im.draft(None, (side//2, side//2))',
+           'test_a_large_jpeg_is_read_as_evaluation_reads_it'),
+    Mutant('ingest', 'silence inside of segments is counted too',
+           '(~inside).sum()', '(inside | ~inside).sum()',
+           'test_silence_is_counted_outside_of_segments'),
+    Mutant('ingest', 'an encrypted packet is decoded',
+           "return look is not None and look('encryption_info')", 'return False',
+           'test_an_encrypted_film_has_its_own_reason'),
+    Mutant('ingest', 'silence counts as sound without speech',
+           "silence = min(r.get('silence', 0.), rest)", 'silence = 0.',
+           'test_minutes_without_speech'),
 ]
 
 

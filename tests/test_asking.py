@@ -3,10 +3,11 @@ import io, json, math, os, shutil
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, soundfile, torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vfassoc.cli import main
 from vfassoc.core import RunError, read_json, write_json
+from vfassoc.corpus.faces import read_face
 from vfassoc.inference import queries
 from vfassoc.inference.demo_model import DEMO, drawn_people
 from vfassoc.inference.index import Index
@@ -134,6 +135,25 @@ def test_a_file_that_is_something_else_is_one_line(name, data, word, media, caps
     other = media/'faces' if name.endswith('wav') else media/'voices'
     status, out, err = said(capsys, 'rank', DEMO, tmp_path/name, other)
     assert status == 2 and name in err and word in err and err.count('\n') == 1 and not out
+
+
+def test_a_large_jpeg_is_read_as_evaluation_reads_it(tmp_path):
+    "Evaluation decodes a JPEG of more than twice the size at a smaller scale."
+    pixels = np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path/'a.jpg')
+    for size in (64, 112, 224, 448, 896):
+        assert torch.equal(queries.face_crop(tmp_path/'a.jpg', size), read_face(tmp_path/'a.jpg', size))
+
+
+@pytest.mark.parametrize('orientation', [1, 3, 6, 8])
+def test_a_photograph_of_a_turned_camera_stands_upright(orientation, tmp_path):
+    image = Image.fromarray(np.arange(64*48*3, dtype=np.uint8).reshape(64, 48, 3))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    for end in ('png', 'jpg'):
+        image.save(tmp_path/f'a.{end}', exif=exif)
+        with Image.open(tmp_path/f'a.{end}') as im: want = ImageOps.exif_transpose(im).convert('RGB')
+        np.testing.assert_array_equal(queries.open_image(tmp_path/f'a.{end}'), want)
 
 
 def test_a_photograph_is_no_crop(media, m):

@@ -19,6 +19,9 @@ from vfassoc.evaluation.scorers import load_embeddings
 from vfassoc.experiments import tables
 from vfassoc.experiments.diagnostics import read_traces
 from vfassoc.experiments.sweeps import GRIDS, Grid, load_grid, run_grid
+from vfassoc.inference.matcher import load
+from vfassoc.inference.onnx import export_onnx
+from vfassoc.inference.queries import face_crop, voice_windows
 from vfassoc.methods.faa import FAA
 from vfassoc.models.all_pairs import score_all
 from vfassoc.models.ecapa import Ecapa
@@ -327,3 +330,92 @@ def test_people_drawn_with_one_seed_are_the_same_people_in_every_corpus(grid):
     for corpus, bare in (('cousins', True), ('tiny', False)):
         f = load_features(make_features('enc', corpus, f'{corpus}-again.npz', here(grid), quiet=True))
         assert all(('/' not in i) == bare for i in f.about['identities']), corpus
+
+
+# ---- a run that is asked
+
+@pytest.fixture(scope='module')
+def asked(grid):
+    "The matcher of an FAA run that learnt from features, and the test media as files."
+    m, corpus = load(grid/'runs/g/faa/seed0'), open_corpus('tiny', here(grid))
+    return m, *([corpus.root/p for p in corpus.media(kind, 'test').path] for kind in ('voice', 'face'))
+
+
+def one_by_one(m, voices, faces):
+    "Vectors of each file by itself, cosines, and log odds of each pair by itself."
+    v, f = np.concatenate([m.embed_voices([p]) for p in voices]), np.concatenate([m.embed_faces([p]) for p in faces])
+    with torch.no_grad():
+        odds = [[float(m.pair_scorer.log_odds(torch.from_numpy(a[None]), torch.from_numpy(b[None]))) for b in f]
+                for a in v]
+    return v, f, v@f.T, np.array(odds)
+
+
+def test_rank_is_the_order_of_the_fused_score(asked):
+    m, voices, faces = asked
+    cosine, odds = one_by_one(m, voices[:2], faces)[2:]
+    for k, voice in enumerate(voices[:2]):
+        table = m.rank(voice, faces, None)
+        np.testing.assert_allclose(table.score, odds[k][table.row], atol=1e-4)
+        assert table.score.is_monotonic_decreasing and sorted(table.row) == list(range(len(faces)))
+    assert np.argsort(-odds[0]).tolist() != np.argsort(-cosine[0]).tolist() # the two ways are told apart
+
+
+@pytest.mark.parametrize('shortlist, top', [(5, 5), (7, 3)])
+def test_search_orders_the_shortlist_of_the_cosine_by_the_fused_score(asked, tmp_path, shortlist, top):
+    m, voices, faces = asked
+    m.index(faces, tmp_path/'index')
+    index = m.open_index(tmp_path/'index')
+    cosine, odds = one_by_one(m, voices[:3], faces)[2:]
+    for k, voice in enumerate(voices[:3]):
+        near = np.argsort(-cosine[k], kind='stable')[:shortlist]
+        want = sorted(near, key=lambda row: -odds[k][row])[:top]
+        table = m.search(index, voice, top, shortlist=shortlist)
+        assert table.row.tolist() == want and table.name.tolist() == [str(faces[r]) for r in want]
+        np.testing.assert_allclose(table.score, odds[k][want], atol=1e-4)
+
+
+def test_a_face_asks_an_index_of_voices(asked):
+    m, voices, faces = asked
+    odds = one_by_one(m, voices, faces[:1])[3][:, 0]
+    table = m.index(voices, modality='voice').search(faces[0], len(voices))
+    np.testing.assert_allclose(table.score, odds[table.row], atol=1e-4)
+    assert table.score.is_monotonic_decreasing
+
+
+def test_verify_prints_the_fused_score_and_its_calibration(grid, asked, capsys):
+    m, voices, faces = asked
+    odds = one_by_one(m, voices[:1], faces[:1])[3][0, 0]
+    folder = grid/'runs/g/faa/seed0'
+    assert main(['calibrate', str(folder), '--rate', '0.2']) == 0
+    try:
+        fitted = read_json(folder/'calibration.json')
+        capsys.readouterr()
+        assert main(['verify', str(folder), str(voices[0]), str(faces[0]), '--json']) == 0
+    finally: (folder/'calibration.json').unlink()
+    row = json.loads(capsys.readouterr().out)[0]
+    assert row['score'] == pytest.approx(odds, abs=1e-4) and fitted['scorer'] == 'fused'
+    assert row['llr'] == pytest.approx(fitted['scale']*odds + fitted['shift'], abs=1e-3)
+    assert row['accepted'] == (odds > fitted['threshold'])
+
+
+def test_a_saved_model_answers_as_its_run_does(asked, tmp_path):
+    m, voices, faces = asked
+    copy = load(m.save_pretrained(tmp_path/'copy'))
+    assert copy.digest == m.digest and copy.encoder is not None
+    pd.testing.assert_frame_equal(copy.rank(voices[0], faces), m.rank(voices[0], faces))
+    index = m.index(faces[:4], tmp_path/'index')
+    assert copy.open_index(tmp_path/'index').search(voices[0]).row.tolist() == index.search(voices[0]).row.tolist()
+
+
+def test_onnx_fusion_scores_as_the_encoder_does(asked, tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime', reason="onnxruntime is missing (pip install 'vfassoc[onnx]')")
+    m, voices, faces = asked
+    v, f, _, odds = one_by_one(m, voices[:4], faces[:4])
+    export_onnx(m, tmp_path/'onnx')
+    def run(name, **x): return onnxruntime.InferenceSession(str(tmp_path/'onnx'/f'{name}.onnx')).run(None, x)[0]
+    np.testing.assert_allclose(run('fusion', voice=v, face=f), np.diag(odds), atol=1e-4)
+    np.testing.assert_allclose(run('fusion', voice=v[:1], face=f[1:2]), odds[0, 1:2], atol=1e-4)
+    x = voice_windows(voices[0], m.data.crop_seconds)
+    np.testing.assert_allclose(run('voice', voice=x), m.encode('voice', torch.from_numpy(x)), atol=1e-4)
+    crop = face_crop(faces[0], m.data.face_size)[None]
+    np.testing.assert_allclose(run('face', face=crop.numpy()), f[:1], atol=1e-4)

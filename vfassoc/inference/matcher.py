@@ -103,8 +103,8 @@ class Matcher:
     def _reader(self, modality, rate, crop):
         def read(row, item):
             where = item_name(item, row, modality)
-            if modality == 'voice': return voice_windows(item, self.data.crop_seconds, rate, where)
-            return face_crop(item, self.data.face_size, crop, where)[None].numpy()
+            if modality == 'face': return face_crop(item, self.data.face_size, crop, where)[None]
+            return torch.from_numpy(voice_windows(item, self.data.crop_seconds, rate, where))
         return read
 
     def _embed(self, modality, items, rate=SAMPLE_RATE, crop=None, quiet=True, skip=False):
@@ -112,7 +112,7 @@ class Matcher:
         mean, errors = np.zeros((len(items), self.model.cfg.dim)), {}
         owner, batch = [], []
         def flush():
-            z = self.encode(modality, torch.from_numpy(np.concatenate(batch))).cpu().double().numpy()
+            z = self.encode(modality, torch.cat(batch)).cpu().double().numpy()
             np.add.at(mean, owner, z)
             owner.clear()
             batch.clear()
@@ -319,8 +319,9 @@ def _encoder_run(run, encoder, settings, device):
     said = read_table(run.folder.provenance, features=dict) if run.folder.provenance.exists() else {}
     record = str(said.get('features', {}).get('encoder', ''))
     found = re.search(r'\(([^()/]+), epoch \d+\)$', record)
-    beside = run.path.parent/found[1] if found else None
-    if beside is None or not (beside/'config.json').is_file():
+    places = [*run.path.parents[:3], settings.runs] if found else [] # a run of a sweep is two folders deeper
+    beside = next((p/found[1] for p in places if (p/found[1]/'config.json').is_file()), None)
+    if beside is None:
         raise RunError(f'{run.path}: learnt from cached features (of {record or "an unknown encoder"}); '
                        'name the run that made them: encoder=... (--encoder)')
     return load_run(beside, device)

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +138,7 @@ def voice_windows(
 
 # %% ../../nbs/11_inference/01_queries.ipynb #0a6db1ec
 _FORMATS = ('JPEG', 'PNG', 'WEBP')
+_TURNED = 0x0112 # EXIF's orientation; 1: upright
 
 def _from_array(x, where):
     "Return an array or a tensor as an image."
@@ -157,11 +158,20 @@ def open_image(
     where:str='face', # to call it in an error
 ) -> Image.Image: # RGB, upright
     "Read a whole image. Raises `QueryError`."
-    if isinstance(face, Image.Image): return face.convert('RGB')
-    if not isinstance(face, (str, Path)) and not hasattr(face, 'read'): return _from_array(face, where)
+    return _opened(face, where)[0]
+
+def _opened(face, where, side=0):
+    "Return an image and whether it may be a crop; a JPEG crop is decoded at 2 x `side` pixels or more (0: all)."
+    if not isinstance(face, Image.Image) and not isinstance(face, (str, Path)) and not hasattr(face, 'read'):
+        face = _from_array(face, where)
+    if isinstance(face, Image.Image): return face.convert('RGB'), is_crop(face.size)
     try:
         with Image.open(face, formats=_FORMATS) as im:
-            return ImageOps.exif_transpose(im).convert('RGB')
+            crop = is_crop(im.size)
+            if side and crop: im.draft(None, (2*side, 2*side))
+            im.load()
+            if im.getexif().get(_TURNED, 1) != 1: im = ImageOps.exif_transpose(im)
+            return im if im.mode == 'RGB' else im.convert('RGB'), crop
     except Exception as e: # damaged bytes make decoders raise many types
         why = 'not a JPEG, PNG or WebP image' if isinstance(e, UnidentifiedImageError) else str(e) or type(e).__name__
         raise QueryError(f'{where}: no readable image ({why}); give JPEG, PNG or WebP') from None
@@ -203,15 +213,17 @@ def face_crop(
     size:int, # side of the square, pixels
     crop:bool|None=None, # look for a face; None: in images that are far from a face crop
     where:str='face', # to call it in an error
-) -> Tensor: # (3, size, size) uint8 RGB
+) -> Tensor: # (3, size, size) uint8 RGB, stored pixel by pixel
     "Return the face of an image at the encoder's size. Raises `QueryError`."
-    im = open_image(face, where)
+    im, is_one = _opened(face, where, 0 if crop else size)
     if min(im.size) < 16: raise QueryError(f'{where}: {im.size[0]} x {im.size[1]} pixels; give at least 16 x 16')
-    if crop or crop is None and not is_crop(im.size): im = _found_face(im, size, where)
-    im = im.resize((size, size), Image.Resampling.BILINEAR)
+    if crop or crop is None and not is_one: im = _found_face(im, size, where)
+    if im.size != (size, size): im = im.resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(im)).permute(2, 0, 1)
 
 # %% ../../nbs/11_inference/01_queries.ipynb #5c53694a
+_GROUP = 8 # items that a thread reads in one go, at most
+
 def read_ahead(
     read:Callable, # (row, item) -> anything; its errors are raised at the row's turn
     items, # a sequence
@@ -219,12 +231,22 @@ def read_ahead(
     ahead:int=128, # items that are read or wait
 ) -> Iterator: # of zero-argument functions, one for each item, in order; each returns or raises
     "Read items by threads, some ahead of their use; memory holds `ahead` of them."
+    size = max(1, min(_GROUP, len(items)//(4*max(workers, 1))))
+    def some(start): return [_outcome(read, row, items[row]) for row in range(start, min(start + size, len(items)))]
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         waiting = deque()
         try:
-            for row, item in enumerate(items):
-                waiting.append(pool.submit(read, row, item))
-                if len(waiting) >= ahead: yield waiting.popleft().result
-            while waiting: yield waiting.popleft().result
+            for start in range(0, len(items), size):
+                waiting.append(pool.submit(some, start))
+                if len(waiting)*size >= ahead: yield from waiting.popleft().result()
+            while waiting: yield from waiting.popleft().result()
         finally:
             for w in waiting: w.cancel()
+
+def _outcome(read, row, item):
+    "Return a function that returns what was read, or raises the error."
+    try: value = read(row, item)
+    except Exception as e: return partial(_raised, e)
+    return lambda: value
+
+def _raised(e): raise e
