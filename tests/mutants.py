@@ -63,6 +63,7 @@ MODULES = {
     'calibration': ['inference/calibration.py', 'inference/errors.py'],
     'asking': ['inference/matcher.py', 'inference/onnx.py', 'inference/queries.py'],
     'ingest': ['video/decode.py', 'video/extraction.py', 'video/ingest.py'],
+    'check': ['experiments/cells.py', 'experiments/reality.py', 'experiments/regimes.py', 'models/cca.py'],
 }
 
 
@@ -816,6 +817,22 @@ MUTANTS = [
     Mutant('ingest', 'silence counts as sound without speech',
            "silence = min(r.get('silence', 0.), rest)", 'silence = 0.',
            'test_minutes_without_speech'),
+    Mutant('check', 'two people of one recording are a negative',
+           '~same & (kind != 1)', '~same', 'test_a_pair_of_two_people_from_one_recording_is_no_trial'),
+    Mutant('check', 'positives of the own video among those of other videos',
+           'other, own, wrong = same & (kind == 0)', 'other, own, wrong = same',
+           'test_a_pair_of_two_people_from_one_recording_is_no_trial'),
+    Mutant('check', 'the shortcut gap turned round',
+           "round(_percent(area, own, wrong) - found['U'], 3)", "round(found['U'] - _percent(area, own, wrong), 3)",
+           'test_a_pair_of_two_people_from_one_recording_is_no_trial'),
+    Mutant('check', 'differences the other way round',
+           'return (a - b).dropna()', 'return (b - a).dropna()', 'test_a_verdict_needs_three_seeds_and_every_score'),
+    Mutant('check', 'a verdict from two seeds',
+           'if seeds < SEEDS:', 'if seeds < 2:', 'test_a_verdict_needs_three_seeds_and_every_score'),
+    Mutant('check', 'a turning point from the wrong end',
+           '*d[i]/(d[i] - d[i + 1])', '*d[i + 1]/(d[i] - d[i + 1])', 'test_a_line_turns_where_it_crosses_zero'),
+    Mutant('check', 'directions of no correlation weigh as much as the first',
+           'torch.from_numpy(a*r**power)', 'torch.from_numpy(a)', 'test_cca_weighs_directions_by_their_correlation'),
 ]
 
 
