@@ -19,9 +19,9 @@ from ..evaluation.scorers import Embeddings
 from .worlds import World
 from ..training.recipes import Recipe, load_recipe
 
-# %% ../../nbs/10_experiments/14_cells.ipynb #dec1a9b3
+# %% ../../nbs/10_experiments/14_cells.ipynb #82ea1b2e
 PER_IDENTITY = ('num_prototypes', 'n_clusters', 'min_clusters', 'data.num_clusters') # given in training identities
-PER_SAMPLE = ('cid_samples', 'instance_samples', 'train.total_samples', 'train.lr_warmup') # as a share of the length
+PER_SAMPLE = ('cid_samples', 'instance_samples', 'admit_every', 'train.total_samples', 'train.lr_warmup') # a share
 PUBLISHED, TUNED = SETTINGS = ('published', 'tuned')
 SHORTLIST = 50 # candidates that a fusion encoder orders again
 CCA = 'linear CCA' # the method that is not trained
@@ -36,7 +36,8 @@ class MethodRow:
     settings:tuple[str, ...] = SETTINGS
 
 _CID, _CMPC = {'name': 'cid'}, {'name': 'cmpc', 'num_prototypes': (.55, 1.1, 1.65), 'cid_samples': .094}
-_PLAIN, _OWN = {**_CMPC, 'recalibration': False}, {'data.positives': 'cluster'}
+_PLAIN = {**_CMPC, 'recalibration': False}
+_OWN, _ORACLE = {'data.positives': 'cluster'}, {'data.positives': 'oracle'}
 _ANNEALED = {**_PLAIN, 'instance_schedule': 'cosine', 'instance_weight': 0., 'instance_samples': .45}
 _RELEASED = {'name': 'cmpc-released', 'num_prototypes': (.55, 1.1, 1.65), 'cid_samples': .094, 'cluster_every': 2.}
 _ADAMW = {'train.optimizer': 'adamw', 'train.peak_lr': 1e-3, 'train.weight_decay': .01}
@@ -50,7 +51,7 @@ METHODS = { # name in tables -> method
     'CMPC without recalibration': MethodRow(_PLAIN),
     'CMPC, annealed': MethodRow(_ANNEALED),
     'CMPC, its clusters': MethodRow(_PLAIN, _OWN),
-    'CID, oracle positives (labels)': MethodRow(_CID, {'data.positives': 'oracle'}),
+    'CID, oracle positives (labels)': MethodRow(_CID, _ORACLE),
     'linear CCA': MethodRow({'name': CCA, 'dim': 128, 'ridge': .1}),
     'prototypes alone': MethodRow({**_PLAIN, 'instance_weight': 0.}),
     'CMPC, R = 1': MethodRow({**_CMPC, 'num_prototypes': (1.1,)}),
@@ -62,6 +63,14 @@ METHODS = { # name in tables -> method
     'contrastive, fixed clusters': MethodRow({**_ALIGN, 'alignment_loss': 'contrastive'}, _ADAMW),
     'multi-similarity, progressive': MethodRow({**_FAA, 'use_fusion': False}, _ADAMW),
     'DIMNet-I (labels)': MethodRow({'name': 'dimnet-i'}),
+    'DIMNet-G (labels)': MethodRow({'name': 'dimnet-g'}),
+    'DIMNet-IG (labels)': MethodRow({'name': 'dimnet-ig'}),
+    'Horiguchi et al. (labels)': MethodRow({'name': 'n-pair'}, _ORACLE),
+    'SSNet (labels)': MethodRow({'name': 'ssnet'}, {'model.projection': 'stream'}),
+    'FOP (labels)': MethodRow({'name': 'fop'}, _ORACLE),
+    'Wang et al. (labels)': MethodRow({'name': 'wang'}, _ORACLE),
+    'Wen et al. (labels)': MethodRow({'name': 'wen', 'admit_every': .2}, _ORACLE),
+    'SVHF (labels)': MethodRow({'name': 'svhf'}, _ORACLE),
     'CMPC, 5 shots (labels)': MethodRow({'name': 'dimnet-i', 'imprint': True}, _SHOTS, {}, 'CMPC', (PUBLISHED,)),
     'FAA': MethodRow(_FAA, _ADAMW, {'FAA': 'fused', 'FAA, cosine': 'cosine', 'FAA, shortlist': 'shortlist 50'}),
     'FAA, random negatives': MethodRow({**_FAA, 'negative_mining': 'random'}, _ADAMW),

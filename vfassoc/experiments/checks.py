@@ -42,7 +42,7 @@ from ..training.loop import interruption
 from ..training.recipes import Recipe, load_recipe, stored_recipe
 from ..training.run import load_run, open_corpus, train
 
-# %% ../../nbs/10_experiments/15_checks.ipynb #4f56743a
+# %% ../../nbs/10_experiments/15_checks.ipynb #dfe3b124
 @dataclass(frozen=True)
 class Cell:
     "One training of a check."
@@ -109,11 +109,12 @@ def last_model(
     "Open a run with the weights of its last step."
     recipe = stored_recipe(run/'config.json')
     videos = source.pairs('train', recipe.train.seed, True, recipe.data.shots).videos
-    method = build_method(recipe.method, VoiceFaceModel(recipe.model), len(videos), corpus.hash, videos.identity)
+    model = VoiceFaceModel(recipe.model)
+    method = build_method(recipe.method, model, len(videos), corpus.hash, videos.identity, videos)
     tensors, _ = load_tensors(RunFolder(run).checkpoints/'last.safetensors')
     method.load_state_dict({k[7:]: t for k, t in tensors.items() if k.startswith('method/')})
     _, scorer = recipe.method.cls.open_inference_state(recipe.method.config, method.inference_state_dict())
-    return method.model.eval(), scorer and scorer.eval(), method, videos
+    return model.eval(), scorer and scorer.eval(), method, videos
 
 def _diagnostics(method, videos:pd.DataFrame, corpus:Manifest) -> dict:
     "Return purity of the clusters, its chance level, and how well rho and the cosine find deviates, in percent."
