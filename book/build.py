@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ('README.md', 'RESULTS.md', 'VOXCELEB1.md', 'LIBRI_LFW.md', 'CONTRIBUTING.md', 'CHANGELOG.md',
-         'notes/negative-results.md', 'data/README.md')
+         'notes/negative-results.md', 'notes/rows.md', 'data/README.md')
 DEMO_RUNS = ('demo', 'cmpc-demo', 'faa-demo')
 DEMO_REPORTS = ('evaluate', )
 LINK = re.compile(r'(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)')

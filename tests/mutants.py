@@ -346,7 +346,7 @@ MUTANTS = [
            'test_a_shortlist_holds_the_most_alike'),
 
     Mutant('encoders', 'the projection is kept at evaluation',
-           'if self.training and len(self.heads)', 'if len(self.heads)',
+           "self.training or self.cfg.projection == 'stream'", 'True',
            'test_the_projection_is_for_training_only', by='both'),
     Mutant('encoders', 'embeddings of any length',
            'return F.normalize(h.float(), dim=1)', 'return h.float()',

@@ -1,16 +1,20 @@
 "The rows of the papers' tables that learn from labels: each is registered, has recipes, trains and is evaluated."
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 
-from test_vectors import LITTLE, drawn
+from checkout import ROOT
+from test_vectors import LITTLE, SHARED, drawn
 from tiny_grid import here
 from vfassoc.core import ConfigError, read_json
 from vfassoc.corpus.vectors import write_vectors
 from vfassoc.evaluation.run import evaluate_run
 from vfassoc.evaluation.scorers import Embeddings, FusedScorer
+from vfassoc.experiments.tables import PRINTED, published_scores
 from vfassoc.losses.center import center_loss, move_centers
 from vfassoc.losses.classification import identity_loss
 from vfassoc.losses.identity_weights import admit_identities, note_losses
@@ -264,3 +268,47 @@ def test_every_batch_of_svhf_draws_and_a_resumed_run_draws_the_same():
     other = build('svhf', ways=2)
     other.load_extra_state({'batches': 1})
     close(other.loss(v, f, idx)[0], second)
+
+
+# ---- what the page of rows says
+
+PAPERS = {'CMPC, Table 1': 'CMPC 1', 'CMPC, Table 2': 'CMPC 2', 'FAA, Table 2': 'FAA 2'}
+
+def rows_page():
+    lines = [l for l in (ROOT/'notes/rows.md').read_text(encoding='utf-8').splitlines() if l.startswith('| ')][1:]
+    return [[c.strip() for c in l.strip('|').split(' | ')] for l in lines]
+
+def test_the_page_of_rows_has_every_method_and_its_recipes():
+    page = rows_page()
+    assert {len(r) for r in page} == {7}
+    assert {r[2].strip('`') for r in page} == {'–', *METHODS.known}
+    for row, _, method, recipe, corpora, *_ in page:
+        names = [f'{recipe.strip("`")}-{c}' for c in corpora.split(', ')] if recipe != '–' else []
+        for name in names: assert load_recipe(name).method.name == method.strip('`'), row
+        assert (method == '–') == (not names)
+
+@pytest.mark.parametrize('table', PAPERS)
+def test_the_page_of_rows_has_every_printed_row(table):
+    printed = {m.removesuffix(PRINTED) for m in published_scores(table).method}
+    said = {name for r in rows_page() if PAPERS[table] in r[1].split(', ') for name in
+            (r[0].split(' and ') if 'low-shot' in r[0] else r[0].split(', '))}
+    if table == 'FAA, Table 2': said.discard('DIMNet-I') # FAA writes DIMNet
+    else: said.discard('DIMNet')
+    assert said == printed
+
+@pytest.mark.skipif(not (SHARED/'papers'/'cmpc.txt').is_file(), reason='VFASSOC_SHARED names no folder with papers')
+@pytest.mark.parametrize('table', PAPERS)
+def test_every_number_of_a_table_is_held_and_no_other(table):
+    "The rows of a paper's table, read from its text, against printed.csv: as many times each number."
+    lines = (SHARED/'papers'/f'{table.split(",")[0].lower()}.txt').read_text(encoding='utf-8').splitlines()
+    caption = next(k for k, l in enumerate(lines) if re.match(table.split(', ')[1] + r'[.:]', l))
+    step = -1 if table[0] == 'C' else 1 # CMPC's captions stand below
+    first = next(k for k in range(caption, len(lines)*(step > 0) - (step < 0), step) if lines[k].count('\t') > 6)
+    body = []
+    while '\t' in lines[first]:
+        body.append(re.sub('<[^>]*>', '', lines[first]).split('\t'))
+        first += step
+    rows = [[x for x in r[2:] if re.fullmatch(r'[\d.]+', x)] for r in body if re.search('upervised|sup|shot', r[1])]
+    if table == 'CMPC, Table 1': rows = [r[:8] for r in rows] # the last column is a mean
+    held = published_scores(table)
+    assert sorted(float(x) for r in rows for x in r) == sorted((100*held.value).round(2))
