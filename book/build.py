@@ -2,10 +2,12 @@
 
     python book/build.py             the site, in _docs/
     python book/build.py --output F  in another folder
+    python book/build.py --chapters 06_losses/02_prototype ...  a small site: these chapters and their modules
 
 Every warning of Sphinx is an error, and so is a link inside the site that leads nowhere.
 """
 import argparse
+import hashlib
 import importlib
 import json
 import pkgutil
@@ -19,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ('README.md', 'RESULTS.md', 'VOXCELEB1.md', 'LIBRI_LFW.md', 'CONTRIBUTING.md', 'CHANGELOG.md',
-         'notes/negative-results.md', 'notes/rows.md', 'data/README.md')
+         'notes/negative-results.md', 'data/README.md')
 DEMO_RUNS = ('demo', 'cmpc-demo', 'faa-demo')
 DEMO_REPORTS = ('evaluate', )
 LINK = re.compile(r'(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)')
@@ -72,18 +74,30 @@ def linked(text:str, here:Path, there:dict[Path, str]) -> str:
 
 class Stage:
     "The folder that Sphinx reads: copies of what the repository holds, and what is generated from it."
-    def __init__(self, root:Path, folder:Path):
+    def __init__(self, root:Path, folder:Path, chapters:list[str]|None=None):
         self.root, self.folder = root, folder
-        self.modules = public_modules()
+        self.only = chapters and {root/'nbs'/f'{c}.ipynb' for c in chapters}
+        self.modules = public_modules() if not chapters else self.modules_of(self.only)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        self.parts = [p for p in sorted((root/'nbs').iterdir()) if p.is_dir() and any(p.glob('*.ipynb'))]
+        self.parts = [p for p in sorted((root/'nbs').iterdir()) if p.is_dir() and self.notebooks(p)]
         self.parts.sort(key=lambda p: (p.name == 'reports', p.name))
         self.there = {root/p: p.lower().replace('.md', '') + '.md' for p in PAGES if (root/p).is_file()}
         for part in self.parts:
-            for nb in sorted(part.glob('*.ipynb')): self.there[nb] = f'{part.name}/{nb.name}'
+            for nb in self.notebooks(part): self.there[nb] = f'{part.name}/{nb.name}'
         if (root/'nbs/index.ipynb').is_file(): self.there[root/'nbs/index.ipynb'] = 'index.md'
         for picture in (root/'figures/published').glob('*.png'): self.there[picture] = f'figures/{picture.name}'
+
+    def notebooks(self, part:Path) -> list[Path]:
+        "The notebooks of a part that the site shows."
+        return [f for f in sorted(part.glob('*.ipynb')) if not self.only or f in self.only]
+
+    @staticmethod
+    def modules_of(files) -> list[str]:
+        "The modules with public names that some chapters export."
+        found = [module_of(json.loads(f.read_text(encoding='utf-8'))) for f in sorted(files)]
+        there = [m for m in found if m and (ROOT/f'{m.replace(".", "/")}.py').is_file()]
+        return [m for m in there if getattr(importlib.import_module(m), '__all__', None)]
 
     def write(self, name:str, text:str):
         "A text file of the stage."
@@ -115,7 +129,7 @@ class Stage:
         "The report notebooks: executed on the demo's runs where these exist, else their source."
         from vfassoc.core import VfassocError
         part = self.root/'nbs/reports'
-        for file in sorted(part.glob('*.ipynb')):
+        for file in self.notebooks(part):
             done = None
             if runs and file.stem in DEMO_REPORTS:
                 try: done = self.executed(file, runs)
@@ -176,7 +190,7 @@ class Stage:
         text += self.tree('The project', own) + self.tree('Reference', ['api/index.md'])
         for part in self.parts:
             caption = re.sub(r'^(\d+)_', r'\1 · ', part.name).replace('_', ' ')
-            text += self.tree(caption, [self.there[f] for f in sorted(part.glob('*.ipynb'))])
+            text += self.tree(caption, [self.there[f] for f in self.notebooks(part)])
         self.write('index.md', text)
 
     @staticmethod
@@ -222,17 +236,28 @@ def broken_links(site:Path) -> list[str]:
     return bad
 
 
-def build(output:Path, runs:Path|None) -> int:
+def sources() -> str:
+    "A digest of all that the site is made from; a finished site of the whole book has it in sources.txt."
+    folders = (('nbs', '*.ipynb'), ('vfassoc', '*.py'), ('book', '*'), ('figures/published', '*'))
+    files = [*(ROOT/p for p in PAGES), *(f for d, end in folders for f in (ROOT/d).rglob(end))]
+    found = hashlib.sha256()
+    for f in sorted(f for f in files if f.is_file() and f.parent.name not in ('__pycache__', '.ipynb_checkpoints')):
+        found.update(f'{f.relative_to(ROOT)} '.encode() + hashlib.sha256(f.read_bytes()).digest())
+    return found.hexdigest()
+
+
+def build(output:Path, runs:Path|None, chapters:list[str]|None=None) -> int:
     "Stage, run Sphinx with warnings as errors, check links; returns an exit status."
-    stage = Stage(ROOT, output/'stage')
+    stage = Stage(ROOT, output/'stage', chapters)
     stage.pages()
     for part in stage.parts:
         if part.name == 'reports': stage.reports(runs)
         else:
-            for file in sorted(part.glob('*.ipynb')): stage.chapter(file)
+            for file in stage.notebooks(part): stage.chapter(file)
     stage.api()
     stage.index()
-    site = output/'html'
+    site, record = output/'html', output/'sources.txt'
+    record.unlink(missing_ok=True)
     shutil.rmtree(site, ignore_errors=True)
     command = [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', '-c', str(ROOT/'book'),
                '-d', str(output/'doctrees'), str(stage.folder), str(site)]
@@ -241,6 +266,7 @@ def build(output:Path, runs:Path|None) -> int:
         print('\n'.join(bad), file=sys.stderr)
         print(f'book: {len(bad)} broken links', file=sys.stderr)
         return 1
+    if not chapters: record.write_text(sources())
     print(f'{site/"index.html"}: {len(list(site.rglob("*.html")))} pages, every link inside the site leads somewhere')
     return 0
 
@@ -250,12 +276,13 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--output', type=Path, default=ROOT/'_docs', help='folder of the site (default: _docs)')
     p.add_argument('--runs', type=Path, default=ROOT/'runs', help="folder with the demo's runs (default: runs)")
+    p.add_argument('--chapters', nargs='+', metavar='PART/NAME', help='only these notebooks (default: all)')
     a = p.parse_args()
     there = all((a.runs/r/'metrics.json').is_file() for r in DEMO_RUNS)
     if not there:
         print(f'book: no runs of the demo in {a.runs}: reports are shown unexecuted; `make demo` makes them',
               file=sys.stderr)
-    return build(a.output.resolve(), a.runs.resolve() if there else None)
+    return build(a.output.resolve(), a.runs.resolve() if there else None, a.chapters)
 
 
 if __name__ == '__main__': sys.exit(main())

@@ -1,10 +1,11 @@
 "A study: what is drawn, what counts, what a death leaves, who may resume it."
-import json, subprocess, sys
+import json, os, signal
 from types import SimpleNamespace
 
 import numpy as np, pandas as pd, pytest, torch
 
 import tiny_grid
+from clean_process import Another, command as vfassoc, run_all
 from vfassoc.cli import main
 from vfassoc.core import ConfigError, CorpusError, RunError, read_json, to_dict, write_json
 from vfassoc.experiments import tuning
@@ -149,23 +150,19 @@ def test_tpe_finds_the_good_end_of_the_range(home, tmp_path, instant):
     best = load_recipe(tmp_path/'a/best.json')
     assert best.method.config.tau == t['method.tau'][t.auc.idxmax()] and best.name == 'CID, tuned'
 
+def dying(home, study):
+    "Tune, with SIGKILL after the training of the second trial, before it is scored."
+    score, seen = tuning.validation_score, []
+    def deadly(*a):
+        seen.append(1)
+        if len(seen) == 2: os.kill(os.getpid(), signal.SIGKILL)
+        return score(*a)
+    tuning.validation_score = deadly
+    tune(cid(), study, here(home), TuneConfig(trials=3, sampler='random'), say=quiet)
+
 def test_a_killed_trial_is_failed_and_its_settings_run_again(home, tmp_path):
-    "The child dies after the training of its second trial, before it is scored."
-    code = f'''import os, signal, sys
-sys.path.insert(0, {str(tiny_grid.ROOT/"tests")!r})
-import test_tuning as t
-from vfassoc.experiments import tuning
-from pathlib import Path
-score, seen = tuning.validation_score, []
-def deadly(*a):
-    seen.append(1)
-    if len(seen) == 2: os.kill(os.getpid(), signal.SIGKILL)
-    return score(*a)
-tuning.validation_score = deadly
-home = Path({str(home)!r})
-t.tune(t.cid(), Path({str(tmp_path/"s")!r}), t.here(home), t.TuneConfig(trials=3, sampler='random'), say=t.quiet)'''
-    r = subprocess.run([sys.executable, '-c', code], cwd=tiny_grid.ROOT, capture_output=True, text=True)
-    assert r.returncode == -9, r.stderr[-400:]
+    (code,), (said,) = run_all([(dying, (home, tmp_path/'s'), {})], tmp_path/'said')
+    assert code == -9, said[-400:]
     history = (tmp_path/'s/trial0001/history.csv').read_bytes()
     t = tune(cid(), tmp_path/'s', here(home), TuneConfig(trials=3, sampler='random'), say=quiet)
     assert t.state.tolist() == ['complete', 'interrupted', 'complete', 'complete']
@@ -178,14 +175,11 @@ t.tune(t.cid(), Path({str(tmp_path/"s")!r}), t.here(home), t.TuneConfig(trials=3
     assert whole.drop(columns=['number', 'seconds']).equals(left)
 
 def test_two_commands_work_on_one_study(home, tmp_path):
-    command_line = [sys.executable, '-m', 'vfassoc', *command(home, tmp_path/'s', '--trials', '4')]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    both = [subprocess.Popen(command_line, cwd=tiny_grid.ROOT, **pipes) for _ in range(2)]
-    said = [p.communicate(timeout=300) for p in both]
-    assert [p.returncode for p in both] == [0, 0], said
+    both = [Another(tmp_path, vfassoc, *command(home, tmp_path/'s', '--trials', '4')) for _ in range(2)]
+    assert [p.end(300) for p in both] == [0, 0], [p.said for p in both]
     t = study_table(tmp_path/'s')
     assert t.state.tolist() == ['complete']*4 and t['train.peak_lr'].nunique() == 4
-    assert 'best of 4 trials' in ''.join(out for out, _ in said)
+    assert 'best of 4 trials' in ''.join(p.said for p in both)
 
 def test_workers_share_a_study_and_a_failed_trial_ends_none(study, home):
     (study/'trial0001').mkdir()
