@@ -14,7 +14,7 @@ from vfassoc.core import ConfigError, RunError, load_settings, open_run, read_js
 from vfassoc.corpus.manifest import scan
 from vfassoc.evaluation.protocol import ProtocolConfig, assert_candidates
 from vfassoc.evaluation.run import evaluate_run, split_of, unheard
-from vfassoc.evaluation.run_published import OF_LISTS, _protocol
+from vfassoc.evaluation.run_published import OF_LISTS, lists_protocol
 from vfassoc.experiments.tables import read_scores
 from vfassoc.synthetic.corpus import SynthConfig, write_corpus
 from vfassoc.training.extract import make_features
@@ -98,9 +98,9 @@ def test_a_few_too_many_are_left_out_with_a_note(home):
 @pytest.mark.parametrize('key, value', [('protocol', 'seen'), ('strata', ['U']), ('same_video', 'exclude'),
                                         ('gallery', 100), ('verification_trials', 9)])
 def test_what_published_lists_decide_cannot_be_set(key, value):
-    with pytest.raises(ConfigError, match=key) as e: _protocol({key: value})
+    with pytest.raises(ConfigError, match=key) as e: lists_protocol({key: value})
     assert '--lists' in one_line(e)
-    assert _protocol({k: getattr(ProtocolConfig(), k) for k in OF_LISTS}) == ProtocolConfig()
+    assert lists_protocol({k: getattr(ProtocolConfig(), k) for k in OF_LISTS}) == ProtocolConfig()
 
 # ---- long recordings
 
