@@ -65,7 +65,7 @@ def min_cllr(
     scores, # (n,)
 ) -> float: # bits
     "Return the cost after the best rising map."
-    y = np.asarray(labels, bool)
+    y, scores = np.asarray(labels, bool), np.asarray(scores, float) # in float32, 1 - 1e-9 is 1
     w = np.where(y, .5/y.sum(), .5/(~y).sum())
     p = IsotonicRegression(y_min=1e-9, y_max=1 - 1e-9).fit(scores, y, sample_weight=w).predict(scores)
     return cllr(y, np.log(p/(1 - p)))
