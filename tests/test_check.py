@@ -14,7 +14,7 @@ from vfassoc.core import ConfigError
 from vfassoc.corpus.features import load_features
 from vfassoc.experiments import cells, checks, reality, regimes
 from vfassoc.experiments.cells import CCA, METHODS, MethodRow, method_recipe
-from vfassoc.experiments.checks import CheckConfig, plan_cells, read_rows, run_check
+from vfassoc.experiments.checks import CheckContext, plan_cells, read_rows, run_check
 from vfassoc.experiments.results import render_checks
 from vfassoc.experiments.worlds import WORLDS, Sources, World, draw_world, find_sources
 from vfassoc.models.cca import canonical_directions, cca_model
@@ -30,7 +30,7 @@ def checked(tmp_path_factory):
     "A folder with both tables: three methods in a world of 24 people, and a map of two points."
     folder = tmp_path_factory.mktemp('check')
     ini(folder)
-    cfg, said = CheckConfig(folder/'runs'/'check', here(folder), budget=1), []
+    cfg, said = CheckContext(folder/'runs'/'check', here(folder), budget=1), []
     published = folder/'figures'/'published'
     plan = plan_cells({'tiny': TINY}, ROWS, (), 1, ['published'])
     assert run_check(plan, published/'reality-check.csv', cfg, 1, say=said.append) == (3, 3)
@@ -84,7 +84,7 @@ def test_results_gain_the_sections_and_keep_the_others(rendered):
 
 
 def test_finished_cells_are_not_run_again_and_a_limit_stops(checked, tmp_path, monkeypatch):
-    cfg, table = CheckConfig(tmp_path/'check', here(tmp_path), budget=1), tmp_path/'t.csv'
+    cfg, table = CheckContext(tmp_path/'check', here(tmp_path), budget=1), tmp_path/'t.csv'
     plan = plan_cells({'tiny': TINY}, ROWS, (), 1, ['published'])
     rows = read_rows(checked/'figures/published/reality-check.csv')
     rows[rows.method != 'CMPC'].to_csv(table, index=False)
@@ -100,7 +100,7 @@ def test_a_failed_cell_does_not_stop_the_others(tmp_path):
     bad = {'bad': MethodRow({'name': 'cid', 'tau': -1.}), CCA: ROWS[CCA]}
     plan = plan_cells({'tiny': TINY}, bad, (), 1, ['published'])
     said = []
-    assert run_check(plan, tmp_path/'t.csv', CheckConfig(tmp_path/'c', here(tmp_path)), 1, say=said.append) == (1, 2)
+    assert run_check(plan, tmp_path/'t.csv', CheckContext(tmp_path/'c', here(tmp_path)), 1, say=said.append) == (1, 2)
     assert 'tau = -1.0' in said[0] and set(read_rows(tmp_path/'t.csv').method) == {CCA}
 
 
@@ -146,7 +146,7 @@ def test_worlds_without_a_source_are_skipped_visibly(tmp_path, monkeypatch):
     monkeypatch.delenv('VFASSOC_SHARED', raising=False)
     assert find_sources() == Sources()
     said, plan = [], plan_cells({k: w for k, w in WORLDS.items() if w.kind == 'people'}, ROWS, (), 1, ['published'])
-    assert run_check(plan, tmp_path/'t.csv', CheckConfig(tmp_path/'c', here(tmp_path)), 1, say=said.append) == (0, 0)
+    assert run_check(plan, tmp_path/'t.csv', CheckContext(tmp_path/'c', here(tmp_path)), 1, say=said.append) == (0, 0)
     assert len(said) == 3 and all('skipped, the vectors of MAV-Celeb' in line for line in said)
     with pytest.raises(ConfigError, match='no features.npz'): find_sources(str(tmp_path))
 

@@ -281,7 +281,8 @@ def rows_page():
 def test_the_page_of_rows_has_every_method_and_its_recipes():
     page = rows_page()
     assert {len(r) for r in page} == {7}
-    assert {r[2].strip('`') for r in page} == {'–', *METHODS.known}
+    ours = {name for name, x in METHODS.known.items() if x.__module__.startswith('vfassoc.')} # others: of other tests
+    assert {r[2].strip('`') for r in page} == {'–', *ours}
     for row, _, method, recipe, corpora, *_ in page:
         names = [f'{recipe.strip("`")}-{c}' for c in corpora.split(', ')] if recipe != '–' else []
         for name in names: assert load_recipe(name).method.name == method.strip('`'), row

@@ -526,7 +526,7 @@ def _add_tune(sub):
 def check(a, s):
     from vfassoc.experiments import cells, checks, regimes, worlds
     from vfassoc.training.run import run_path
-    cfg = checks.CheckConfig(run_path(a.run, s), s, worlds.find_sources(a.people or '', a.index or ''), a.budget)
+    cfg = checks.CheckContext(run_path(a.run, s), s, worlds.find_sources(a.people or '', a.index or ''), a.budget)
     world, _, method = (a.only or '').partition('/')
     if a.check == 'regimes':
         chosen = worlds.choose_names(world, regimes.AXES, 'map')
