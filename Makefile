@@ -1,4 +1,4 @@
-# make demo   the main job, end to end, on a corpus it draws itself
+# make demo   the main job, end to end, in two small worlds that it draws itself
 # make test   every notebook and every test
 # make test-portable  the numeric tests with the kernels of other processors (ONLY=Haswell/avx2/1,Prescott: some of them)
 # make mutants  a test of the tests: the library with one line made wrong at a time (ONLY=PATTERN: some of them)

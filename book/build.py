@@ -22,8 +22,9 @@ from urllib.parse import unquote, urlsplit
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ('README.md', 'RESULTS.md', 'VOXCELEB1.md', 'LIBRI_LFW.md', 'CONTRIBUTING.md', 'CHANGELOG.md',
          'notes/negative-results.md', 'data/README.md')
-DEMO_RUNS = ('demo', 'cmpc-demo', 'faa-demo')
-DEMO_REPORTS = ('evaluate', )
+DEMO_RUNS = ('demo-media/cid/seed0', 'demo-media/cmpc/seed0', 'demo-faa/faa/seed0')
+DEMO_SWEEP = 'demo-scale'
+DEMO_REPORTS = {'evaluate': ('runs', None), 'demo': ('media', 'scale')} # their parameters for the runs and the sweep
 LINK = re.compile(r'(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)')
 
 
@@ -141,7 +142,8 @@ class Stage:
         "A report, run on the demo's runs, as a notebook of the site."
         from vfassoc.experiments.runner import declared, run_report
         out = self.folder/'_executed'/file.stem
-        given = {'runs': [str(runs/r) for r in DEMO_RUNS]}
+        several, sweep = DEMO_REPORTS[file.stem]
+        given = {several: [str(runs/r) for r in DEMO_RUNS], **({sweep: str(runs/DEMO_SWEEP)} if sweep else {})}
         if 'figures' in declared(file): given['figures'] = str(out)
         notebook, _ = run_report(file, out, given)
         nb = json.loads(Path(notebook).read_text(encoding='utf-8'))
@@ -278,7 +280,7 @@ def main() -> int:
     p.add_argument('--runs', type=Path, default=ROOT/'runs', help="folder with the demo's runs (default: runs)")
     p.add_argument('--chapters', nargs='+', metavar='PART/NAME', help='only these notebooks (default: all)')
     a = p.parse_args()
-    there = all((a.runs/r/'metrics.json').is_file() for r in DEMO_RUNS)
+    there = all((a.runs/r).is_file() for r in (*(f'{x}/metrics.json' for x in DEMO_RUNS), f'{DEMO_SWEEP}/grid.json'))
     if not there:
         print(f'book: no runs of the demo in {a.runs}: reports are shown unexecuted; `make demo` makes them',
               file=sys.stderr)

@@ -607,7 +607,7 @@ def demo(a, s):
 
 
 def _add_demo(sub):
-    command(sub, demo, 'generate a corpus, train, evaluate and report, in a few minutes')
+    command(sub, demo, 'draw two small worlds, train, evaluate and report, in a few minutes')
 
 
 # one per command, in the order of `--help`
