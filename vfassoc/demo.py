@@ -48,8 +48,8 @@ class Demo:
         people = round(self.media.train*self.media.identities)
         return Grid('faa-demo', {'FAA': {}}, (seed,), {
             'corpus': 'demo-media', 'data.feature_file': 'demo-media.npz', 'method.min_clusters': people//2,
-            'train.total_samples': self.faa_samples, 'train.validation_positives': 'other_videos', **self.changes},
-            PROTOCOL)
+            'train.total_samples': self.faa_samples, 'train.lr_warmup': self.faa_samples//20,
+            'train.validation_positives': 'other_videos', **self.changes}, PROTOCOL)
 
     def scale_grid(self, seed:int) -> Grid:
         "Methods on vectors; the best one of ours anneals CMPC's instance term and draws positives from its clusters."
