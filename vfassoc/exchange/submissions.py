@@ -131,7 +131,7 @@ def _entries(path):
             if sum(i.file_size for i in z.infolist()) > _MOST: raise ValueError('its files are too large for scores')
             if twice := [n for n in names if names.count(n) > 1]: raise ValueError(f'{twice[0]} is in it twice')
             return {n: z.read(n).decode() for n in names}
-    except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError) as e:
+    except (zipfile.BadZipFile, ValueError, RuntimeError) as e: # zipfile's NotImplementedError is a RuntimeError
         raise CorpusError(f'{path}: not a zip file of texts ({str(e)[:80]}); write it with `vfassoc submit`') from None
 
 def check_texts(

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
+from torch import Tensor
 
 from ..core import config
 from ..losses.center import center_loss, move_centers
@@ -35,9 +36,18 @@ class SSNet(Labelled):
         self.weight = self.class_vectors()
         self.register_buffer('centers', torch.zeros(self.identities, model.cfg.dim)) # (C, d)
 
-    def loss(self, v, f, idx):
-        cfg, y = self.cfg, self.target[idx]
+    def softmax_and_center(self,
+        v:Tensor, # (b, d) unit norm
+        f:Tensor, # (b, d) unit norm
+        y:Tensor, # (b,) identities
+    ) -> tuple[Tensor, Tensor]: # (b,), (b,)
+        "Return both losses of each video, voice plus face; in training, move the centers."
+        cfg = self.cfg
         softmax = identity_loss(v, self.weight, y, cfg.tau) + identity_loss(f, self.weight, y, cfg.tau)
         center = center_loss(v, self.centers, y) + center_loss(f, self.centers, y)
         if self.training: move_centers(self.centers, torch.cat([v, f]), torch.cat([y, y]), cfg.center_rate)
-        return softmax + cfg.center_weight*center, None
+        return softmax, center
+
+    def loss(self, v, f, idx):
+        softmax, center = self.softmax_and_center(v, f, self.target[idx])
+        return softmax + self.cfg.center_weight*center, None

@@ -8,15 +8,12 @@ __all__ = ['WangConfig', 'Wang']
 # %% ../../nbs/07_methods/13_wang.ipynb #fbeb7f65
 from typing import Annotated
 
-import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from ..core import config
-from ..losses.center import center_loss, move_centers
-from ..losses.classification import identity_loss
 from ..losses.ranking import hard_ranking_loss
 from .base import register_method
-from .classifier import Labelled
+from .ssnet import SSNet
 
 # %% ../../nbs/07_methods/13_wang.ipynb #5560f3ce
 @config('method wang')
@@ -29,19 +26,12 @@ class WangConfig:
     center_rate:Annotated[float, Field(ge=0, le=1)] = 0.5 # how far a batch moves its centers
 
 @register_method('wang')
-class Wang(Labelled):
+class Wang(SSNet):
     "Wang et al. 2020: bidirectional ranking with hard negatives, softmax over identities, center loss."
     config_class = WangConfig
 
-    def __init__(self, model, cfg, n, corpus='', identity=()):
-        super().__init__(model, cfg, n, corpus, identity)
-        self.weight = self.class_vectors()
-        self.register_buffer('centers', torch.zeros(self.identities, model.cfg.dim)) # (C, d)
-
     def loss(self, v, f, idx):
         cfg, y = self.cfg, self.target[idx]
-        softmax = identity_loss(v, self.weight, y, cfg.tau) + identity_loss(f, self.weight, y, cfg.tau)
-        center = center_loss(v, self.centers, y) + center_loss(f, self.centers, y)
-        if self.training: move_centers(self.centers, torch.cat([v, f]), torch.cat([y, y]), cfg.center_rate)
+        softmax, center = self.softmax_and_center(v, f, y)
         rank = hard_ranking_loss(v, f, y, cfg.margin)
         return rank + cfg.identity_weight*softmax + cfg.center_weight*center, None
