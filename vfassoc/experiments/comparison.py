@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from ..core import RunError
 from ..evaluation.intervals import seed_interval
-from ..evaluation.other_videos import MIXTURE, OTHER
+from ..evaluation.other_videos import GAP, MIXTURE, OTHER
 from .pages import literal
 from .plots import COLORS, GREY, subplots
 from .tables import KEY, SETS, leading
@@ -47,7 +47,7 @@ def paired_differences(
         d = (wide[column] - wide[(baseline, *key)]).dropna()
         i = seed_interval(d) if len(d) else (np.nan,)*3
         rows.append(dict(method=method, **dict(zip(KEY, key)), value=i[0], low=i[1], high=i[2], seeds=len(d),
-                         each=tuple(d), verdict=verdict(*i, len(d))))
+                         each=tuple(d), verdict=verdict(*i, len(d), column[1:])))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 def verdict(
@@ -55,8 +55,10 @@ def verdict(
     low:float, # of its interval; NaN for a single seed
     high:float, # of its interval
     seeds:int, # number of differences
+    key:Sequence=(), # of the score, its values of `KEY`: the lower EER or shortcut gap is the better one
 ) -> str: # better, worse, no difference seen; undecided, with the number of seeds needed
     "Turn the interval of a difference into a verdict."
+    if 'eer' in key or GAP in key: low, high = -high, -low
     if seeds < SEEDS or not np.isfinite([low, high]).all(): return f'undecided (needs {SEEDS} seeds or more)'
     return 'better' if low > 0 else 'worse' if high < 0 else 'no difference seen'
 
