@@ -41,7 +41,7 @@ def table(n=60, seed=0, named=False, form='fame', **about):
         other = np.where(label, who, (who + rng.integers(1, 8, n)) % 8)
         rows['voice_identity'], rows['face_identity'] = who.astype(str), other.astype(str)
     x = rng.standard_normal((n, 3)).astype(np.float32)
-    about = dict(form=form, version='v1', language='Urdu', heard='unheard') | about
+    about = dict(form=form, version='v1', language='Urdu', heard='unheard', trained='English') | about
     return TrialTable('v1_Urdu_unheard', x, x + 1, rows, about=about), label + rng.standard_normal(n)
 
 
@@ -138,7 +138,7 @@ def test_distances_keep_the_order():
 
 def test_names():
     t, _ = table()
-    assert score_name(t) == 'sub_score_v1_Urdu_unheard.txt'
+    assert score_name(t) == 'sub_score_v1_English_unheard.txt' # by the trained language, of trials in Urdu
     flag, _ = table(form='flag', version='v4', language='Bangla', track='no_gender')
     assert score_name(flag) == 'no_gender/sub_score_v4_Bangla_unheard.txt'
     for change, why in ((dict(form='list'), 'no challenge'), (dict(version=''), 'version')):
@@ -160,7 +160,7 @@ def test_a_good_submission(tmp_path):
     assert found.eer.tolist() == [challenge_eer(t.label, np.round(d, 6))] and (found.low < found.high).all()
     first = path.read_bytes()
     assert submitted(path, t, score_text(t, d)).read_bytes() == first
-    with zipfile.ZipFile(path) as z: lines = z.read('sub_score_v1_Urdu_unheard.txt').decode().splitlines()
+    with zipfile.ZipFile(path) as z: lines = z.read('sub_score_v1_English_unheard.txt').decode().splitlines()
     assert lines[3] == f'k3 {d[3]:.6f}' and len(lines) == 60
     blind = replace(t, rows=t.rows.drop(columns='label'))
     assert check_submission(path, [blind], FAST).eer.isna().all()
@@ -202,9 +202,10 @@ def test_a_sign_the_wrong_way_round_is_refused(tmp_path):
 def test_names_in_the_zip_file(tmp_path):
     t, s = table()
     text = score_text(t, distances(s))
-    for name in ('sub_score_v1_Urdu_heard.txt', 'x/sub_score_v1_Urdu_unheard.txt', '../sub_score_v1_Urdu_unheard.txt'):
+    right = 'sub_score_v1_English_unheard.txt'
+    for name in ('sub_score_v1_Urdu_unheard.txt', f'x/{right}', f'../{right}'):
         write_submission(tmp_path/'s.zip', {name: text})
-        with pytest.raises(RunError, match='no such file is asked for .*; sub_score_v1_Urdu_unheard.txt: is missing'):
+        with pytest.raises(RunError, match=f'no such file is asked for .*; {right}: is missing'):
             check_submission(tmp_path/'s.zip', [t], FAST)
     (tmp_path/'s.zip').write_bytes(b'junk')
     with pytest.raises(CorpusError, match=r's\.zip: '): check_submission(tmp_path/'s.zip', [t], FAST)
@@ -247,9 +248,9 @@ def test_two_runs_answer_four_files(tmp_path, monkeypatch, capsys):
         for lang, y in truths.items():
             for kind in ('lists', 'truth'): (tmp_path/kind/'v1').mkdir(parents=True, exist_ok=True)
             (tmp_path/'lists'/'v1'/f'{lang}_test.txt').write_text(
-                '\r\n'.join(f'k{i} v{i}.wav f{i}.jpg' for i in range(80)))
+                '\r\n'.join(f'{lang}{i} v{i}.wav f{i}.jpg' for i in range(80)))
             (tmp_path/'truth'/'v1'/f'{lang}_test.txt').write_text(
-                ''.join(f'k{i} {int(v)}\n' for i, v in enumerate(y)))
+                ''.join(f'{lang}{i} {int(v)}\n' for i, v in enumerate(y)))
         assert main(['import', 'fame', f'f/v1/{trained}', '-o', trained, '--lists', 'lists', '--truth', 'truth',
                      '--set', 'train=0.75', '--set', 'valid=0.25']) == 0
         sets = {'model.encoder': 'linear', 'model.dim': 8, 'model.voice_dim': 8, 'model.face_dim': 8,
@@ -265,6 +266,9 @@ def test_two_runs_answer_four_files(tmp_path, monkeypatch, capsys):
     with zipfile.ZipFile('sub.zip') as z:
         assert z.namelist() == [f'sub_score_v1_{x}.txt' for x in ('English_heard', 'English_unheard', 'Urdu_heard',
                                                                   'Urdu_unheard')]
+        keys = {n: z.read(n).decode().split()[0] for n in z.namelist()} # a file is named by the trained language
+    assert keys == {'sub_score_v1_English_heard.txt': 'English0', 'sub_score_v1_English_unheard.txt': 'Urdu0',
+                    'sub_score_v1_Urdu_heard.txt': 'Urdu0', 'sub_score_v1_Urdu_unheard.txt': 'English0'}
     capsys.readouterr()
     assert main(['check-submission', 'sub.zip', '--corpus', 'English', 'Urdu']) == 0
     said = capsys.readouterr().out

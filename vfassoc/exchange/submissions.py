@@ -47,7 +47,9 @@ def score_name(
     if not a.get('version'):
         raise CorpusError(f'trial table {table.name}: its version is not known; import it from a folder '
                           'VERSION/LANGUAGE')
-    name = f'sub_score_{a["version"]}_{a["language"]}_{a["heard"]}.txt'
+    # FAME names a file by the trained language; the keys of an unheard file are of the other one
+    language = a['language' if a['form'] == 'flag' else 'trained']
+    name = f'sub_score_{a["version"]}_{language}_{a["heard"]}.txt'
     return f'{a["track"]}/{name}' if a['form'] == 'flag' else name
 
 def distances(
