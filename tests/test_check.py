@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup
 from hostile import unsafe
 from tiny_grid import here, ini
 from vfassoc.cli import main
-from vfassoc.core import ConfigError
+from vfassoc.core import ConfigError, write_json
 from vfassoc.corpus.features import load_features
 from vfassoc.experiments import cells, checks, reality, regimes
 from vfassoc.experiments.cells import CCA, METHODS, MethodRow, method_recipe
@@ -18,6 +18,7 @@ from vfassoc.experiments.checks import CheckContext, plan_cells, read_rows, run_
 from vfassoc.experiments.results import render_checks
 from vfassoc.experiments.worlds import WORLDS, Sources, World, draw_world, find_sources
 from vfassoc.models.cca import canonical_directions, cca_model
+from vfassoc.synthetic.twin import read_twin_truth
 from vfassoc.training.run import open_corpus
 
 TINY = World('twin', dict(session=.7), people=24, videos=3, items=1, changes={
@@ -94,6 +95,37 @@ def test_finished_cells_are_not_run_again_and_a_limit_stops(checked, tmp_path, m
     assert run_check(plan, table, cfg, 1, limit_minutes=1e-9) == (2, 3) and len(seen) <= 2
     tuned = plan_cells({'tiny': TINY}, ROWS, (), 1, ['tuned'])
     assert not any(checks.is_done(c, rows, 1) for c in tuned)
+
+
+def test_a_study_of_another_budget_or_table_is_another_cell(tmp_path):
+    few, more = (CheckContext(tmp_path/'check', here(tmp_path), budget=n) for n in (1, 2))
+    cell, = plan_cells({'tiny': TINY}, {'CID': METHODS['CID']}, (), 1, ['tuned'])
+    first = checks.cell_rows(cell, few)
+    assert {r['trials'] for r in first} == {1} and checks.is_done(cell, pd.DataFrame(first), 1)
+    assert not checks.is_done(cell, pd.DataFrame(first), 2)
+    winner = (best := next((tmp_path/'check'/'studies').rglob('best.json'))).read_text()
+    checks.tuned_recipe(cell, few)
+    assert best.read_text() == winner and few.run(cell) != more.run(cell)
+    old = few.run(cell)/'rows.json'
+    write_json(old, [dict(r, version=checks.VERSION - 1, U=-1.) for r in first])
+    assert all(r['U'] > 0 for r in checks.cell_rows(cell, few))
+
+
+def test_two_identities_may_share_a_video(tmp_path):
+    root = tmp_path/'twin'
+    draw_world(TINY, root, 0, find_sources(), here(tmp_path))
+    truth = read_twin_truth(root)[0]
+    truth = truth.iloc[[0, -1]].assign(video='both', deviate=['none', 'voice'])
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(checks, 'read_twin_truth', lambda root: (truth, None, None))
+        found = checks._deviates(truth[['identity', 'video']], open_corpus(str(root), here(tmp_path)))
+    assert list(found) == ['none', 'voice']
+
+
+def test_cca_has_no_cell_where_there_are_no_vectors():
+    plan = plan_cells(WORLDS, METHODS, (), 1, ['published'])
+    kinds = {c.place.kind for c in plan if c.row.method['name'] == CCA}
+    assert 'twin' in kinds and 'media' not in kinds and 'media' in {c.place.kind for c in plan}
 
 
 def test_a_failed_cell_does_not_stop_the_others(tmp_path):
@@ -193,6 +225,16 @@ def test_a_verdict_needs_three_seeds_and_every_score():
     assert [said(n) for n in (0, 1, 2, 3)] == ['not run', 'undecided: 1 seed', 'undecided: 2 seeds', 'holds']
     assert said(3, G=-1.) == 'undecided' and said(3, U=-1., G=0., **{'mAP V-F': 0., 'mAP F-V': 0.}) != 'holds'
     assert said(3, **dict.fromkeys(reality.SCORES, -1.)) == 'fails'
+
+
+def test_purity_of_best_weights_is_not_called_not_run():
+    rows = pd.DataFrame([dict(world='w', method='CMPC', setting='published', seed=s, weights=w, trials=0,
+                              **{'rho AUROC': 40. + s/10 if w == 'last' else np.nan}, U=60.)
+                         for s in range(3) for w in ('last', 'best')])
+    rho = [c for c in reality.CLAIMS if c.scores == ('rho AUROC',)]
+    said = [reality.claims_table(rows, ('published', w), ['w'], rho)['w'][0] for w in ('last', 'best')]
+    assert said[0].startswith('fails') and said[1] == 'of the last step only'
+    assert reality.claims_table(rows[:0], ('published', 'best'), ['w'], rho)['w'][0] == 'not run'
 
 
 def test_a_line_turns_where_it_crosses_zero():

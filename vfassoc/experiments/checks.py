@@ -75,8 +75,9 @@ class CheckContext:
 
     def run(self, cell:Cell, method:str='', setting:str='') -> Path:
         "Return the run folder of a cell, or of another method there."
-        names = slug(cell.world), slug(method or cell.method), slug(setting or cell.setting)
-        return self.root/'runs'/Path(*names)/f'seed{cell.seed}'
+        setting = setting or cell.setting
+        names = slug(cell.world), slug(method or cell.method), slug(setting)
+        return self.root/'runs'/Path(*names)/f'seed{cell.seed}{f"-{self.budget}"*(setting == TUNED)}'
 
 STUDY_SEED = 1000 # of the world that a study sees; no cell is scored there
 
@@ -88,7 +89,9 @@ def tuned_recipe(
     seed = cell.seed if cell.place.kind == 'people' else STUDY_SEED
     folder = cfg.root/'studies'/slug(cell.world)/slug(cell.method)/f'seed{seed}-{cfg.budget}'
     base = method_recipe(cell.place, cell.row, {'corpus': str(cfg.corpus(cell, seed)), 'train.seed': seed})
-    with claim(folder, wait=True): tune(base, folder, cfg.settings, TuneConfig(trials=cfg.budget), say=_silent)
+    with claim(folder, wait=True): # all seeds of a world take the one winner of its study
+        if not (folder/'finished').is_file(): tune(base, folder, cfg.settings, TuneConfig(trials=cfg.budget), say=_silent)
+        (folder/'finished').touch()
     return load_recipe(folder/'best.json', {'corpus': str(cfg.corpus(cell, cell.seed)), 'train.seed': cell.seed})
 
 def _silent(line:str): pass
@@ -134,7 +137,8 @@ def _deviates(videos:pd.DataFrame, corpus:Manifest) -> np.ndarray|None:
     if (corpus.root/TWIN_TRUTH).is_file(): truth = read_twin_truth(corpus.root)[0]
     elif (corpus.root/'truth.csv').is_file(): truth = read_truth(corpus.root)
     else: return None
-    return videos[['identity', 'video']].merge(truth[['video', 'deviate']], 'left', 'video').deviate.to_numpy()
+    keys = ['identity', 'video'] # two identities may share a video
+    return videos[keys].merge(truth[keys + ['deviate']], 'left', keys).deviate.to_numpy()
 
 # %% ../../nbs/10_experiments/15_checks.ipynb #90a2ac3e
 def _video_vectors(source:Source, split:str) -> tuple[list[torch.Tensor], pd.DataFrame]:
@@ -162,14 +166,14 @@ def _open(corpus:Path, recipe:Recipe, settings:Settings) -> tuple[Manifest, Sour
 
 def _cca_rows(cell:Cell, cfg:CheckContext) -> list[dict]:
     "Fit and score linear CCA."
-    start, path = time.process_time(), cfg.corpus(cell, cell.seed)
+    path = cfg.corpus(cell, cell.seed)
     recipe = load_recipe(cell.place.base, {**cell.place.changes, 'corpus': str(path)})
-    if not recipe.model.spec.cached: raise ConfigError(f'{cell.world}: linear CCA takes vectors; this world has media')
     m, source = _open(path, recipe, cfg.settings)
     dim, ridge = cell.row.method['dim'], cell.row.method['ridge']
     if cell.setting == TUNED:
         seed = cell.seed if cell.place.kind == 'people' else STUDY_SEED
         dim, ridge = _tuned_cca(_open(cfg.corpus(cell, seed), recipe, cfg.settings)[1], cfg.budget)
+    start = time.process_time()
     model = _fitted(source, dim, ridge)
     cost = {'cpu seconds': round(time.process_time() - start, 2), 'samples': len(m.videos('train'))}
     return [dict(r, **cost) for r in _view_rows(cell, model, None, source, 'last')]
@@ -221,7 +225,8 @@ def cell_rows(
     "Train and score a cell, unless its run folder has the rows. Raises `VfassocError`."
     path = cfg.run(cell)
     with claim(path, wait=True): # of another cell that starts from it
-        return read_json(path/'rows.json') if (path/'rows.json').is_file() else _new_rows(cell, cfg, path)
+        rows = read_json(path/'rows.json') if (path/'rows.json').is_file() else []
+        return rows if rows and rows[0]['version'] == VERSION else _new_rows(cell, cfg, path)
 
 def _new_rows(cell:Cell, cfg:CheckContext, path:Path) -> list[dict]:
     "Train and score a cell, write its rows, and delete the weights that no other cell starts from."
@@ -249,11 +254,12 @@ def plan_cells(
     seeds:int=5, # of each cell, at most those of its world
     settings:Sequence[str]=SETTINGS, # published, tuned
 ) -> list[Cell]: # in the order in which they run
-    "List the cells of a check. Raises `ConfigError`."
+    "List the cells of a check; linear CCA takes vectors only, so none in worlds of media. Raises `ConfigError`."
     require(seeds >= 1, 'check', 'seeds', seeds, '1 or more')
     cells = [Cell(w, place, m, row, setting, seed) for setting in settings for w, place in worlds.items()
              for seed in range(min(seeds, place.seeds)) for m, row in methods.items()
-             if setting in row.settings and (m in headline or not place.headline)]
+             if setting in row.settings and (m in headline or not place.headline)
+             and not (row.method['name'] == CCA and place.kind == 'media')]
     def order(c): return SETTINGS.index(c.setting), _ORDER.index(c.place.kind), c.seed
     return sorted(cells, key=order)
 

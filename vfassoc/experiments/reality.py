@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from ..core import atomic_path
 from ..evaluation.intervals import seed_interval
+from .cells import CCA
 from .comparison import SEEDS, claim_verdict, verdict
 from .pages import MARK, literal
 from .plots import COLORS, GREY, subplots
@@ -36,7 +37,7 @@ def variant_rows(
     weights:str, # last, best
 ) -> pd.DataFrame: # one row per world, method and seed; of a tuned cell that with the largest budget
     "Select the rows of a setting. Linear CCA is not trained, so its rows stand for both weights."
-    t = rows[(rows.setting == setting) & ((rows.weights == weights) | (rows.method == 'linear CCA'))]
+    t = rows[(rows.setting == setting) & ((rows.weights == weights) | (rows.method == CCA))]
     return t.sort_values('trials', kind='stable').drop_duplicates(['world', 'method', 'seed'], keep='last')
 
 def seed_differences(
@@ -96,10 +97,11 @@ def claim_differences(
 
 def judge(
     found:dict[str, dict], # from `claim_differences`
-) -> str: # holds, fails, undecided, undecided: n seeds, not run
+    run:bool=False, # has its method rows? Purity and ρ are those of the last step
+) -> str: # holds, fails, undecided, undecided: n seeds, not run, of the last step only
     "Judge a claim in one world."
     seeds = min(d['seeds'] for d in found.values())
-    if not seeds: return 'not run'
+    if not seeds: return 'of the last step only' if run else 'not run'
     if seeds < SEEDS: return f'undecided: {seeds} {"seed" if seeds == 1 else "seeds"}'
     return claim_verdict([d['verdict'] for d in found.values()])
 
@@ -114,8 +116,9 @@ def claims_table(
     for c in claims:
         line = {'claim': c.text}
         for w in worlds:
-            found = claim_differences(c, t[t.world == w])
-            said = judge(found)
+            here = t[t.world == w]
+            found = claim_differences(c, here)
+            said = judge(found, not c.baseline and c.method in set(here.method))
             shown = next((s for s, d in found.items() if said == 'fails' and d['verdict'] == 'worse'), c.scores[0])
             line[w] = ' '.join(filter(None, (said, number(found[shown], shown))))
         out.append(line)
@@ -198,7 +201,7 @@ def survivors(
     methods:Sequence[str], # candidates
     baseline:str='CID', # what they are compared with
     score:str='U', # column
-) -> pd.DataFrame: # method, worlds in which it is better, worse, and undecided
+) -> pd.DataFrame: # method, names of the worlds in which it is better and worse
     "Count for each method the worlds in which it is better and worse than CID."
     t, out = variant_rows(rows, *variant), []
     for m in methods:
