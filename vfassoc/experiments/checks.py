@@ -90,7 +90,8 @@ def tuned_recipe(
     folder = cfg.root/'studies'/slug(cell.world)/slug(cell.method)/f'seed{seed}-{cfg.budget}'
     base = method_recipe(cell.place, cell.row, {'corpus': str(cfg.corpus(cell, seed)), 'train.seed': seed})
     with claim(folder, wait=True): # all seeds of a world take the one winner of its study
-        if not (folder/'finished').is_file(): tune(base, folder, cfg.settings, TuneConfig(trials=cfg.budget), say=_silent)
+        if not (folder/'finished').is_file():
+            tune(base, folder, cfg.settings, TuneConfig(trials=cfg.budget), say=_silent)
         (folder/'finished').touch()
     return load_recipe(folder/'best.json', {'corpus': str(cfg.corpus(cell, cell.seed)), 'train.seed': cell.seed})
 
